@@ -1,0 +1,1 @@
+"""Measuring: latency, and other runtimes side by side."""

@@ -1,0 +1,119 @@
+"""Other runtimes on the same model and the same inputs, measured beside each other in one run.
+
+Peers are measured in alternating blocks, not call by call: a peer's idle threads spin for a while after its run
+and slow down whoever comes next. One warm-up call opens each block, and a pause lets the last peer's threads sleep.
+"""
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ingot.errors import UnsupportedError
+
+Feeds = Mapping[str, np.ndarray]
+Outputs = dict[str, np.ndarray]
+
+BLOCK_SECONDS, PAUSE_SECONDS = 0.4, 0.05
+PACKAGES = {"torch": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One runtime with a model loaded: `run` takes and gives arrays by name, `call` only runs (it is timed)."""
+
+    name: str
+    version: str
+    run: Callable[[Feeds], Outputs]
+    call: Callable[[Feeds], object]
+    load_seconds: float
+
+
+def _library(name: str) -> tuple[Any, str]:
+    try:
+        return importlib.import_module(name), importlib.metadata.version(PACKAGES[name])
+    except ImportError:
+        raise UnsupportedError(f"{name} is not installed", where="--against",
+                               mend=f"pip install {PACKAGES[name]}") from None
+
+
+def onnxruntime_peer(model: str, threads: int) -> Peer:
+    """ONNX Runtime on its CPU provider. `model` is a path."""
+    library, version = _library("onnxruntime")
+    start = time.perf_counter()
+    options = library.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = library.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    seconds = time.perf_counter() - start
+    names = [o.name for o in session.get_outputs()]
+
+    def run(feeds: Feeds) -> Outputs:
+        return dict(zip(names, session.run(None, dict(feeds)), strict=True))
+
+    return Peer("onnxruntime", version, run, lambda feeds: session.run(None, feeds), seconds)
+
+
+def openvino_peer(model: str, threads: int, shapes: Mapping[str, Sequence[int]]) -> Peer:
+    """OpenVINO on the CPU in f32 (its default may be bf16), with the shapes fixed as its users do."""
+    library, version = _library("openvino")
+    start = time.perf_counter()
+    core = library.Core()
+    network = core.read_model(model)
+    network.reshape({name: list(shape) for name, shape in shapes.items()})
+    compiled = core.compile_model(network, "CPU", {
+        "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1})
+    seconds = time.perf_counter() - start
+    request = compiled.create_infer_request()
+    names = [o.get_any_name() for o in compiled.outputs]
+
+    def run(feeds: Feeds) -> Outputs:
+        request.infer(dict(feeds))
+        return {n: request.get_tensor(o).data.copy() for n, o in zip(names, compiled.outputs, strict=True)}
+
+    return Peer("openvino", version, run, lambda feeds: request.infer(feeds, share_inputs=True), seconds)
+
+
+def torch_peer(module: Callable[..., Any], inputs: Sequence[str], outputs: Sequence[str], threads: int) -> Peer:
+    """Eager PyTorch: `module` takes tensors in the order of `inputs` and gives one tensor or a sequence of them."""
+    library, version = _library("torch")
+    library.set_num_threads(threads)
+
+    def call(feeds: Feeds) -> Any:
+        with library.inference_mode():
+            return module(*[library.from_numpy(feeds[n]) for n in inputs])
+
+    def run(feeds: Feeds) -> Outputs:
+        result = call(feeds)
+        results = [result] if isinstance(result, library.Tensor) else list(result)
+        return {n: r.detach().numpy() for n, r in zip(outputs, results, strict=True)}
+
+    return Peer("torch", version, run, call, 0.0)
+
+
+def alternate(calls: Mapping[str, Callable[[], object]], seconds: float, *, block: float = BLOCK_SECONDS,
+              pause: float = PAUSE_SECONDS, rounds: int = 3) -> dict[str, list[float]]:
+    """Seconds of each call, by name: blocks of `block` seconds in turn, `rounds` or more, for about `seconds`."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    begin, turn = time.perf_counter(), 0
+    while turn < rounds or time.perf_counter() - begin < seconds:
+        for name, call in calls.items():
+            time.sleep(pause)
+            call()
+            until = time.perf_counter() + block
+            while True:
+                start = time.perf_counter()
+                call()
+                end = time.perf_counter()
+                found[name].append(end - start)
+                if end >= until:
+                    break
+        turn += 1
+    return found
