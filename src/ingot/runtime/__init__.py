@@ -1,0 +1,1 @@
+"""Running engines: compiled code, worker threads, sessions."""

@@ -1,0 +1,176 @@
+"""LLVM IR text -> machine code in memory, through a local cache of object code.
+
+The cache holds only what this user's Ingot compiled on this machine: its folder is private (0700), its
+entries carry a hash, and their names come from the IR text, LLVM's version, the cpu and its features.
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import llvmlite.binding as llvm
+
+from ingot.errors import CandidateError
+from ingot.kernels import Kernel
+from ingot.runtime.host import AVX512
+from ingot.target import Target
+
+_MAGIC = b"ingot-code-1\n"
+_TRIPLES = {"x86": "x86_64-unknown-linux-gnu", "neon": "aarch64-unknown-linux-gnu"}
+
+
+def default_folder() -> Path:
+    """The user's cache folder for Ingot."""
+    return Path.home() / ".cache" / "ingot"
+
+
+class CodeCache:
+    """Blobs by key in a private folder. A damaged, foreign or unreadable entry is a miss, never an error."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder if folder is not None and _private(folder) else None
+
+    def _path(self, key: str) -> Path | None:
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.code" if self.folder else None
+
+    def get(self, key: str) -> bytes | None:
+        """The blob stored under the key, or None."""
+        path = self._path(key)
+        if path is None:
+            return None
+        try:
+            raw = path.read_bytes()
+        except OSError:
+            return None
+        start = len(_MAGIC) + 32
+        body = raw[start:]
+        sound = raw.startswith(_MAGIC) and hashlib.sha256(key.encode() + b"\0" + body).digest() == raw[start - 32:start]
+        return body if sound else None
+
+    def put(self, key: str, body: bytes) -> None:
+        """Store a blob: written beside and renamed, so that readers see all of it or nothing."""
+        path = self._path(key)
+        if path is None:
+            return
+        digest = hashlib.sha256(key.encode() + b"\0" + body).digest()
+        with suppress(OSError):                     # a full disk must not end a build
+            handle, beside = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(_MAGIC + digest + body)
+                os.replace(beside, path)
+            except OSError:
+                with suppress(OSError):
+                    os.unlink(beside)
+                raise
+
+
+def _private(folder: Path) -> bool:
+    """Make the folder, and say whether it is this user's alone."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+        if stat.S_IMODE(found.st_mode) & 0o077 and found.st_uid == os.geteuid():
+            folder.chmod(0o700)
+            found = folder.stat()
+    except OSError:
+        return False
+    return found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077
+
+
+@cache
+def _initialized() -> None:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+
+
+def _features(target: Target) -> str:
+    absent = sorted(AVX512 - target.features) if target.kind == "x86" else []
+    return ",".join([*(f"+{f}" for f in sorted(target.features)), *(f"-{f}" for f in absent)])
+
+
+def _machine(target: Target) -> llvm.TargetMachine:
+    """A target machine. Made anew each time: LLVM's are not to be shared by threads."""
+    _initialized()
+    made = llvm.Target.from_triple(_TRIPLES[target.kind])
+    # position-independent: the sections of an object may land anywhere in memory
+    return made.create_target_machine(cpu=target.cpu, features=_features(target), opt=3, reloc="pic", jit=True)
+
+
+def code_key(code: str, target: Target) -> str:
+    """What names compiled code: the text it came from, and everything the compiler was told."""
+    version = ".".join(map(str, llvm.llvm_version_info))
+    return f"{hashlib.sha256(code.encode()).hexdigest()} llvm {version} {target.kind} {target.cpu} {_features(target)}"
+
+
+def _optimized(code: str, target: Target, name: str) -> tuple[llvm.ModuleRef, llvm.TargetMachine]:
+    machine = _machine(target)
+    try:
+        module = llvm.parse_assembly(code, llvm.create_context())
+        module.verify()
+    except RuntimeError as error:
+        raise CandidateError("LLVM refuses the kernel's code", where=name, why=(str(error).strip(),)) from None
+    module.triple = _TRIPLES[target.kind]
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False   # kernels are explicit
+    options.loop_interleaving = False
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return module, machine
+
+
+def compile_code(code: str, target: Target, cache: CodeCache | None = None, name: str = "code") -> bytes:
+    """An object file for a module of LLVM IR. Raises CandidateError where LLVM refuses the text."""
+    key = code_key(code, target)
+    if cache and (found := cache.get(key)):
+        return found
+    module, machine = _optimized(code, target, name)
+    made: bytes = machine.emit_object(module)
+    if cache:
+        cache.put(key, made)
+    return made
+
+
+def assembly(kernel: Kernel, target: Target) -> str:
+    """The kernel in assembly, for a target that need not be this machine's. Raises CandidateError."""
+    module, machine = _optimized(kernel.code, target, kernel.name)
+    text: str = machine.emit_assembly(module)
+    return text
+
+
+@dataclass(frozen=True)
+class Library:
+    """Code loaded into this process. It lives as long as this object: whoever calls into it keeps it."""
+
+    engine: llvm.ExecutionEngine
+    context: llvm.ContextRef
+
+    def address(self, name: str) -> int:
+        """The address of a function. Raises CandidateError where the code has none of that name."""
+        found: int = self.engine.get_function_address(name)
+        if not found:
+            raise CandidateError(f"the code has no function '{name}'")
+        return found
+
+
+def load_object(code: bytes, target: Target) -> Library:
+    """Load an object file into this process. Raises CandidateError where it cannot be linked."""
+    context = llvm.create_context()
+    try:
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly("", context), _machine(target))
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+    except RuntimeError as error:
+        raise CandidateError("the compiled code cannot be loaded", why=(str(error).strip(),)) from None
+    return Library(engine, context)
+
+
+def load_kernel(kernel: Kernel, target: Target, cache: CodeCache | None = None) -> Library:
+    """Compile a kernel, or find it in the cache, and load it. Raises CandidateError."""
+    return load_object(compile_code(kernel.code, target, cache, kernel.name), target)
