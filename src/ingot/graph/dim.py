@@ -6,7 +6,7 @@ become constant is an int again, and equal expressions compare equal.
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ingot.errors import ModelError
@@ -79,7 +79,7 @@ class Expr:
         return _divided(self, other)
 
     def __rfloordiv__(self, other: int) -> int | Expr:
-        return _divided(_made(dict(_terms(other)), keep=True), self)
+        return _divided(Expr((((), other),)), self)
 
     def __mod__(self, other: int | Expr) -> int | Expr:
         return self - (self // other) * other
@@ -111,9 +111,9 @@ def _terms(dim: int | Expr) -> tuple[tuple[Monomial, int], ...]:
     return dim.terms if isinstance(dim, Expr) else (((), dim),)
 
 
-def _made(total: Mapping[Monomial, int], *, keep: bool = False) -> int | Expr:
-    terms = tuple(sorted(((m, f) for m, f in total.items() if f or keep), key=lambda t: _key(t[0])))
-    if not keep and all(not m for m, _ in terms):
+def _made(total: Mapping[Monomial, int]) -> int | Expr:
+    terms = tuple(sorted(((m, f) for m, f in total.items() if f), key=lambda t: _key(t[0])))
+    if all(not m for m, _ in terms):
         return terms[0][1] if terms else 0
     return Expr(terms)
 
@@ -201,8 +201,9 @@ def product(dims: tuple[int | Expr, ...]) -> int | Expr:
     return total
 
 
-_BINARY = {ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b,
-           ast.FloorDiv: lambda a, b: a // b, ast.Mod: lambda a, b: a % b}
+_BINARY: Mapping[type, Callable[[int | Expr, int | Expr], int | Expr]] = {
+    ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b,
+    ast.FloorDiv: lambda a, b: a // b, ast.Mod: lambda a, b: a % b}
 
 
 def parse_dim(text: str) -> int | Expr:
@@ -215,8 +216,7 @@ def parse_dim(text: str) -> int | Expr:
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             return walk(node.operand) * -1
         if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
-            result: int | Expr = _BINARY[type(node.op)](walk(node.left), walk(node.right))
-            return result
+            return _BINARY[type(node.op)](walk(node.left), walk(node.right))
         raise ModelError(f"{text!r} is not a dimension", mend="write a number, a symbol, or + - * // of them")
     try:
         return walk(ast.parse(text.strip(), mode="eval").body)

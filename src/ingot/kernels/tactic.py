@@ -86,7 +86,7 @@ class Site:
 
     @cached_property
     def text(self) -> str:
-        steps = "; ".join(f"{s.op}{list(s.inputs)}{dict(s.attrs) or ''}" for s in self.steps)
+        steps = "; ".join(f"{s.op}{list(s.inputs)}{ {k: _attr(v) for k, v in s.attrs} or ''}" for s in self.steps)
         return (f"{steps} | {', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}"
                 + (f" | {', '.join(map(str, self.symbols))}" if self.symbols else ""))
 
@@ -98,6 +98,13 @@ class Site:
     def __str__(self) -> str:
         ops = "+".join(s.op for s in self.steps)
         return f"{ops}({', '.join(map(str, self.inputs))}) -> {', '.join(map(str, self.outputs))}"
+
+
+def _attr(value: object) -> object:
+    """An attribute as text that stands for all of its content."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}#{hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
+    return value
 
 
 @dataclass(frozen=True)

@@ -212,8 +212,9 @@ class Code:
 
     # --- integers -----------------------------------------------------------------------------------------------
 
-    def int(self, value: Int, type_: str = "i64") -> Value:
-        return value if isinstance(value, Value) else Value(type_, str(value))
+    def value(self, number: Int, type_: str = "i64") -> Value:
+        """An integer as a value: itself, or a literal."""
+        return number if isinstance(number, Value) else Value(type_, str(number))
 
     def _int2(self, op: str, a: Int, b: Int) -> Value:
         type_ = a.type if isinstance(a, Value) else b.type if isinstance(b, Value) else "i64"
@@ -255,12 +256,12 @@ class Code:
     def min(self, a: Int, b: Int) -> Int:
         if isinstance(a, int) and isinstance(b, int):
             return min(a, b)
-        return self.select(self.compare("<", a, b), self.int(a), self.int(b))
+        return self.select(self.compare("<", a, b), self.value(a), self.value(b))
 
     def max(self, a: Int, b: Int) -> Int:
         if isinstance(a, int) and isinstance(b, int):
             return max(a, b)
-        return self.select(self.compare(">", a, b), self.int(a), self.int(b))
+        return self.select(self.compare(">", a, b), self.value(a), self.value(b))
 
     def ceildiv(self, a: Int, b: int) -> Int:
         return self.div(self.add(a, b - 1), b)
@@ -373,7 +374,7 @@ class Code:
             return self.load(pointers, element)
         name = self.declare(f"llvm.masked.gather.{_suffix(type_)}.v{lanes}p0", type_, pointers.type, "i32",
                             vector("i1", lanes), type_)
-        mask = mask or Value(vector("i1", lanes), f"splat (i1 true)")
+        mask = mask or Value(vector("i1", lanes), "splat (i1 true)")
         return self.emit(type_, f"call {type_} @{name}({pointers}, i32 {_BITS[element] // 8}, {mask}, "
                                 f"{type_} zeroinitializer)")
 

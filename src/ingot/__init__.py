@@ -1,0 +1,1 @@
+"""Ingot: from a trained model to a verified engine as fast as the very device allows."""
