@@ -84,6 +84,9 @@ class Expr:
     def __mod__(self, other: int | Expr) -> int | Expr:
         return self - (self // other) * other
 
+    def __rmod__(self, other: int) -> int | Expr:
+        return other - (other // self) * self
+
     def evaluate(self, bindings: Mapping[str, int]) -> int:
         """The value when every symbol has the given size. Raises KeyError for an unbound symbol."""
         total = 0
