@@ -1,10 +1,8 @@
-"""Instruction sets as data: what a kernel generator must know of one, and which one this machine has."""
+"""Instruction sets as data: what a kernel generator must know of one."""
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import llvmlite.binding as llvm
 
 from ingot.errors import UnsupportedError
 from ingot.target import Target
@@ -47,25 +45,3 @@ def target_for(isa: str, threads: int = 1) -> Target:
     """A target for an instruction set alone, no device: what code is generated for on machines that lack it."""
     found = isa_of(Target("", isa))
     return Target(found.kind, found.name, frozenset(found.features), found.cpu, "", threads)
-
-
-def host_target(threads: int) -> Target:
-    """This machine's CPU, with the widest instruction set it has. Raises UnsupportedError without AVX2."""
-    features = frozenset(f for f, on in llvm.get_host_cpu_features().items() if on)
-    for isa in sorted(ISAS.values(), key=lambda i: -i.lanes):
-        if isa.kind == "x86" and features.issuperset(isa.features):
-            return Target(isa.kind, isa.name, features, llvm.get_host_cpu_name(), _device_name(), threads)
-    raise UnsupportedError("this CPU has no instruction set Ingot generates code for",
-                           why=(f"found {llvm.get_host_cpu_name()}",),
-                           mend=f"run on a CPU with one of {', '.join(i for i in ISAS if ISAS[i].kind == 'x86')}")
-
-
-def _device_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return "unknown CPU"
