@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 import threading
 import time
 
@@ -13,11 +12,12 @@ ACCUMULATORS = 12
 
 def _module(lanes: int) -> str:
     vector = f"<{lanes} x float>"
-    phis = "\n".join(f"  %a{i} = phi {vector} [ zeroinitializer, %entry ], [ %b{i}, %loop ]" for i in range(ACCUMULATORS))
+    phis = "\n".join(f"  %a{i} = phi {vector} [ zeroinitializer, %entry ], [ %b{i}, %loop ]"
+                     for i in range(ACCUMULATORS))
     fmas = "\n".join(f"  %b{i} = call {vector} @llvm.fma.v{lanes}f32({vector} %a{i}, {vector} %y, {vector} %x)"
                      for i in range(ACCUMULATORS))
-    stores = "\n".join(f"  %p{i} = getelementptr {vector}, ptr %out, i64 {i}\n  store {vector} %b{i}, ptr %p{i}, align 4"
-                       for i in range(ACCUMULATORS))
+    stores = "\n".join(f"  %p{i} = getelementptr {vector}, ptr %out, i64 {i}\n"
+                       f"  store {vector} %b{i}, ptr %p{i}, align 4" for i in range(ACCUMULATORS))
     return f"""
 declare {vector} @llvm.fma.v{lanes}f32({vector}, {vector}, {vector})
 define void @peak(ptr %out, i64 %n) {{
@@ -66,4 +66,4 @@ def peak_gflops(threads: int, lanes: int | None = None, repeats: int = 7) -> flo
 
 if __name__ == "__main__":
     for width in (8, 16):
-        print(f"{width} lanes:", *(f"{t} thread(s) {peak_gflops(t, width):.0f} GFLOP/s" for t in (1, 2)), file=sys.stdout)
+        print(f"{width} lanes:", *(f"{t} thread(s) {peak_gflops(t, width):.0f} GFLOP/s" for t in (1, 2)))

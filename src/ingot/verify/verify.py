@@ -1,0 +1,181 @@
+"""Compare an engine with the model it was built from, and say who compared what with what, on which inputs."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+from ingot.ops.reference import run_graph
+
+from ingot.errors import VerifyError
+from ingot.graph import Expr, Graph
+from ingot.verify.original import Original
+from ingot.verify.parity import Difference, compare
+from ingot.verify.probe import Probe, probes
+from ingot.verify.tolerance import Tolerance, tolerances
+
+Feeds = Mapping[str, np.ndarray]
+Run = Callable[[Feeds], Mapping[str, np.ndarray]]
+
+_FEW = 16       # an item of fewer elements is too small to be its own scale: its values may cancel to near zero
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of inputs, one output: how far apart engine and original were."""
+
+    inputs: str             # what the inputs were
+    output: str
+    largest: float          # largest absolute difference
+    relative: float         # relative to the largest magnitude
+    cosine: float
+    tolerance: float        # what `relative` may be at most
+    source: str             # where the tolerance comes from
+    passed: bool
+    note: str = ""          # why it did not pass, or why it was not tried
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of a verification; it is stored in the engine and printed."""
+
+    original: str                       # who gave the right answers
+    engine: str                         # what was judged
+    cases: tuple[Case, ...] = ()
+    skipped: tuple[str, ...] = ()       # inputs that were not tried, with the reason
+    diverged: str = ""                  # the first node whose value differs, where that was found
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def passed(self) -> bool:
+        """True when at least one case was compared and none differed."""
+        return bool(self.cases) and all(c.passed for c in self.cases)
+
+    @property
+    def worst(self) -> Case | None:
+        """The case nearest to its tolerance or farthest beyond it."""
+        return max(self.cases, key=lambda c: (not c.passed, c.relative / c.tolerance if c.tolerance else c.relative),
+                   default=None)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data, the seconds left out: the same comparison gives the same bytes."""
+        data = asdict(self)
+        del data["seconds"]
+        return {**data, "passed": self.passed}
+
+    @staticmethod
+    def from_json(data: Mapping[str, object]) -> Verdict:
+        """The verdict that `to_json` wrote."""
+        cases = tuple(Case(**c) for c in data.get("cases", ()))  # type: ignore[attr-defined]
+        return Verdict(str(data.get("original", "")), str(data.get("engine", "")), cases,
+                       tuple(map(str, data.get("skipped", ()))),  # type: ignore[call-overload]
+                       str(data.get("diverged", "")))
+
+    def __str__(self) -> str:
+        worst = self.worst
+        if worst is None:
+            return "not verified" + "".join(f"\n  not tried: {s}" for s in self.skipped)
+        word = "verified" if self.passed else "NOT verified"
+        head = f"{word}: {self.engine} against {self.original}, {len(self.cases)} comparisons; largest difference"
+        lines = [f"{head} {worst.relative:.2g} of {worst.tolerance:.2g} allowed ({worst.source})"]
+        lines += [f"  {'ok  ' if c.passed else 'FAIL'} {c.output} on {c.inputs}: {c.largest:.2g} absolute, "
+                  f"{c.relative:.2g} relative, cosine {c.cosine:.9f}" + (f"; {c.note}" if c.note else "")
+                  for c in self.cases]
+        lines += [f"  not tried: {s}" for s in self.skipped]
+        lines += [f"  first diverging node: {self.diverged}"] if self.diverged else []
+        return "\n".join(lines)
+
+
+def _note(difference: Difference, tolerance: Tolerance) -> str:
+    if difference.note:
+        return difference.note
+    at = f" at {list(difference.where)}"
+    if difference.wrong_pattern:
+        return f"{difference.wrong_pattern} elements are NaN or infinite on one side only, the first{at}"
+    return f"beyond {tolerance.relative:.2g}{at}" if difference.relative > tolerance.relative else ""
+
+
+def _judge(graph: Graph, probe: Probe, got: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> list[Case]:
+    allowed = tolerances(graph, probe.bindings)
+    cases = []
+    for name in graph.outputs:
+        shape = graph.types[name].shape
+        per_item = bool(shape) and isinstance(shape[0], Expr) and wanted[name][:1].size >= _FEW
+        difference = compare(got[name], wanted[name], items=per_item)
+        tolerance = allowed[name]
+        cases.append(Case(probe.name, name, difference.largest, difference.relative, difference.cosine,
+                          tolerance.relative, tolerance.source, difference.within(tolerance.relative),
+                          _note(difference, tolerance)))
+    return cases
+
+
+def verify(run: Run, original: Original, graph: Graph, *, engine: str = "engine", inputs: Sequence[Feeds] = (),
+           seed: int = 0, seconds: float = 60.0) -> Verdict:
+    """Compare `run` with the original on the given inputs, or on generated ones where none are given.
+
+    `graph` is the model as it was loaded: it says what the inputs may be and how much its sums may round. Special
+    values are tried as long as `seconds` last; what was not tried is listed. Never raises for a difference: the
+    verdict says it.
+    """
+    begin = time.perf_counter()
+    given = [Probe(f"given inputs {i + 1}", feeds, _bindings(graph, feeds)) for i, feeds in enumerate(inputs)]
+    generated = probes(graph, seed)
+    cases: list[Case] = []
+    skipped: list[str] = []
+    for probe in [*given, *generated]:
+        needed = probe.name.startswith(("given", "random"))
+        if not needed and time.perf_counter() - begin > seconds:
+            skipped.append(f"{probe.name}: the {seconds:g} seconds for verification were used up")
+            continue
+        with np.errstate(all="ignore"):
+            cases += _judge(graph, probe, run(probe.feeds), original.run(probe.feeds))
+    return Verdict(original.name, engine, tuple(cases), tuple(skipped), seconds=time.perf_counter() - begin)
+
+
+def _bindings(graph: Graph, feeds: Feeds) -> dict[str, int]:
+    found = {s.name: s.opt for s in graph.symbols.values()}
+    for name in graph.inputs:
+        for dim, size in zip(graph.types[name].shape, feeds[name].shape, strict=True):
+            if isinstance(dim, Expr) and str(dim) in found:
+                found[str(dim)] = size
+    return found
+
+
+def failing_probe(verdict: Verdict, graph: Graph, inputs: Sequence[Feeds] = (), seed: int = 0) -> Probe | None:
+    """The inputs of the first case that did not pass, made again."""
+    given = [Probe(f"given inputs {i + 1}", feeds, _bindings(graph, feeds)) for i, feeds in enumerate(inputs)]
+    failed = {c.inputs for c in verdict.cases if not c.passed}
+    return next((p for p in [*given, *probes(graph, seed)] if p.name in failed), None)
+
+
+def first_divergence(values: Mapping[str, np.ndarray], optimized: Graph, probe: Probe) -> str:
+    """The first node of the optimised graph whose value the engine computed differently, in words.
+
+    `values` are the engine's own intermediate results by name, in plain layout. They are compared with what the
+    reference gives for the same names; the tolerance of each is that of its own path through the graph.
+    """
+    watched = tuple(o for n in optimized.nodes for o in n.outputs if o in values)
+    with np.errstate(all="ignore"):
+        wanted = run_graph(replace(optimized, outputs=watched), probe.feeds)
+    allowed = tolerances(optimized, probe.bindings)
+    for node in optimized.nodes:
+        for value in node.outputs:
+            if value in wanted:
+                difference = compare(np.asarray(values[value]), wanted[value])
+                if not difference.within(allowed[value].relative):
+                    detail = _note(difference, allowed[value])
+                    return f"{node.where}: {difference.relative:.2g} relative, {detail}"
+    return ("none: every kernel gives what the optimised graph says, so a pass changed the model's meaning; "
+            "build with --check-passes to name it")
+
+
+def refuse(verdict: Verdict) -> VerifyError:
+    """The error for a verdict that did not pass."""
+    worst = verdict.worst
+    why = tuple(f"{c.output} on {c.inputs}: {c.note or 'differs'}; {c.relative:.2g} relative, {c.tolerance:.2g} "
+                f"allowed ({c.source})" for c in verdict.cases if not c.passed)
+    what = (f"the engine differs from {verdict.original} by {worst.relative:.2g}, {worst.tolerance:.2g} is allowed"
+            if worst else f"nothing could be compared with {verdict.original}")
+    return VerifyError(what, where=verdict.diverged, why=why,
+                       mend="--allow-unverified keeps the engine, marked so; please report it with the model")
