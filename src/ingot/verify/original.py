@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from ingot.ops.reference import run_graph
 
 from ingot.errors import InputError, UnsupportedError
 from ingot.graph import Graph
+from ingot.ops.reference import run_graph
 
 Outputs = Mapping[str, np.ndarray]
 

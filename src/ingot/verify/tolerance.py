@@ -89,8 +89,8 @@ def rounding_length(node: Node, types: tuple[TensorType | None, ...], bindings: 
             return float(_sizes(x.shape[2:], bindings))
         return float(_reduced(node, x, bindings)) + (_FUNCTION if node.op.endswith(("LogSum", "Exp", "L2")) else 0.0)
     if node.op in ("AveragePool", "LpPool"):
-        window = node.attrs.get("kernel_shape", ())
-        return float(math.prod(int(k) for k in window))  # type: ignore[attr-defined]
+        window = node.attrs.get("kernel_shape")
+        return float(math.prod(map(int, window))) if isinstance(window, (tuple, list)) else _ARITHMETIC
     if node.op in ("LSTM", "GRU", "RNN"):
         return float(evaluate(x.shape[-1], bindings) + 64) * float(evaluate(x.shape[0], bindings))
     return _FUNCTION if node.op in FUNCTIONS else _ARITHMETIC

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
-from ingot.ops.reference import run_graph
 
 from ingot.errors import VerifyError
 from ingot.graph import Expr, Graph
+from ingot.ops.reference import run_graph
 from ingot.verify.original import Original
 from ingot.verify.parity import Difference, compare
 from ingot.verify.probe import Probe, probes
