@@ -1,4 +1,34 @@
-"""What every op means. Adding a file here and its line below is all it takes to add ops."""
-from ingot.ops.op import OPS, REQUIRED, Op, declare, infer
+"""What every op means. Adding a file here and its line below is all it takes to add ops.
 
-__all__ = ["OPS", "REQUIRED", "Op", "declare", "infer"]
+Attributes that name an element type do so by its short name ('f32', 'i64'); lists are tuples; an attribute that
+is a shape or a position may hold symbolic dimensions (read it with `dims`, which also reads their text form).
+"""
+from ingot.ops import (
+    attention,
+    convolution,
+    indexing,
+    linear,
+    movement,
+    normalisation,
+    pointwise,
+    pooling,
+    quantisation,
+    reduction,
+    resize,
+    shape,
+)
+from ingot.ops.convolution import Window, convolution_window, transposed_window, window
+from ingot.ops.movement import slices_of, split_sizes
+from ingot.ops.op import OPS, REQUIRED, Op, declare, infer
+from ingot.ops.pooling import pooling_window
+from ingot.ops.reduction import reduced_axes
+from ingot.ops.shapes import broadcast, dims, ints
+
+OPSET = 28      # the one ONNX opset whose meaning the graph's ops have
+
+__all__ = [
+    "OPS", "OPSET", "REQUIRED", "Op", "Window", "attention", "broadcast", "convolution", "convolution_window",
+    "declare", "dims", "indexing", "infer", "ints", "linear", "movement", "normalisation", "pointwise", "pooling",
+    "pooling_window", "quantisation", "reduced_axes", "reduction", "resize", "shape", "slices_of", "split_sizes",
+    "transposed_window", "window",
+]

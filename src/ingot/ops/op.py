@@ -41,6 +41,7 @@ class Op:
     pointwise: bool = False                             # each output element depends on the same element alone
     samples: tuple[Sample, ...] = ()                    # what every tactic is tested on
     outputs: int = 1                                    # the most outputs it makes; -1: any number
+    blocked: bool = False                               # takes inputs in a blocked layout; other ops take plain ones
     evaluate: Callable[[list[np.ndarray | None], Attrs], list[np.ndarray]] | None = None   # where ONNX has no such op
 
 
@@ -77,6 +78,9 @@ def infer(node: Node, types: Types) -> tuple[TensorType, ...]:
     attrs = {**op.attrs, **node.attrs}
     if missing := [k for k, v in attrs.items() if v is REQUIRED]:
         raise ModelError(f"{op.name} needs the attribute {missing[0]}", where=node.where)
+    if not op.blocked and (laid := [t for t in types if t is not None and t.layout]):
+        raise ModelError(f"{op.name} takes plain operands, got {laid[0]}", where=node.where,
+                         mend="put a Reorder before")
     try:
         found = op.infer(types, attrs, len(node.outputs))
     except (ValueError, IndexError) as error:
