@@ -11,7 +11,7 @@ from ingot.ops.shapes import broadcast, given, integer, same, same_dim, same_dty
 
 def attention_heads(types: Types, attrs: Attrs) -> tuple[tuple[Dim, ...], tuple[Dim, ...], tuple[Dim, ...]]:
     """(batch, heads, length, width) of the query, the key and the value, whichever form they come in."""
-    found = []
+    found: list[tuple[Dim, ...]] = []
     for t, heads in zip(types[:3], ("q_num_heads", "kv_num_heads", "kv_num_heads"), strict=True):
         t = given(t)
         if t.rank == 3:

@@ -25,8 +25,9 @@ def _pool(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
             size = room // step + 1
         else:
             size = -(-room // step) + 1
-            if isinstance(size, int) and isinstance(n, int) and isinstance(w.begins[i], int):
-                size -= (size - 1) * step >= n + w.begins[i]      # the last window must start inside
+            inside = n + w.begins[i]
+            if isinstance(size, int) and isinstance(inside, int):
+                size -= (size - 1) * step >= inside     # the last window must start inside
             elif step > 1:
                 raise ValueError(f"ceil_mode over the symbolic size {n}")
         if isinstance(size, int) and size < 1:

@@ -32,7 +32,7 @@ _REDUCE: tuple[Sample, ...] = (
     ((f32(4, 33),), {"noop_with_empty_axes": 1}), ((f64(4, 5),), {"axes": (-1,)}), ((f32(2, 197, 64),), {"axes": (1,)}),
 )
 _POSITIVE: tuple[Sample, ...] = tuple(
-    ((values(*x.shape, low=0.1, high=2.0),), a)  # type: ignore[union-attr, arg-type]
+    ((values(*x.shape, low=0.1, high=2.0),), a)  # type: ignore[union-attr]
     for (x,), a in _REDUCE if not a.get("noop_with_empty_axes"))
 for _name, _doc in {
     "ReduceL1": "the sum of magnitudes", "ReduceL2": "the root of the sum of squares", "ReduceLogSum": "log of the sum",

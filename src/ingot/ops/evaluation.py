@@ -1,0 +1,124 @@
+"""Ops in numpy where onnx.reference is too slow to judge whole networks, lacks the op, or is wrong; each says which."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from ingot.graph import type_of
+from ingot.ops.convolution import convolution_window, transposed_window
+from ingot.ops.op import Attrs
+from ingot.ops.shapes import ints
+
+Arrays = Sequence["np.ndarray | None"]
+
+
+def conv(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """Conv as one product per sample and group over a strided view; None where onnx.reference shall do it."""
+    x, weight, bias = (*arrays, None)[:3]
+    if x is None or weight is None or x.dtype not in (np.float32, np.float64):
+        return None
+    w = convolution_window((type_of(x), type_of(weight)), attrs)
+    pads = [(int(str(b)), int(str(e))) for b, e in zip(w.begins, w.ends, strict=True)]
+    group = int(str(attrs["group"]))
+    padded = np.pad(x, [(0, 0), (0, 0), *pads]) if any(map(any, pads)) else x
+    spatial = range(2, x.ndim)
+    views = np.lib.stride_tricks.sliding_window_view(
+        padded, tuple(w.extent(i - 2) for i in spatial), axis=tuple(spatial))
+    views = views[(slice(None), slice(None), *(slice(None, None, s) for s in w.strides),
+                   *(slice(None, None, d) for d in w.dilations))]
+    batch, sizes, taps = x.shape[0], views.shape[2:x.ndim], weight.shape[2:]
+    out_channels, in_group = weight.shape[:2]
+    out_group, places, depth = out_channels // group, int(np.prod(sizes)), in_group * int(np.prod(taps))
+    out = np.empty((batch, out_channels, places), x.dtype)
+    order = (0, *range(x.ndim - 1, x.ndim - 1 + len(taps)), *range(1, x.ndim - 1))
+    if in_group == 1 and out_group == 1:
+        letters, inner = "abcdef"[:len(sizes)], "uvwxyz"[:len(taps)]
+        whole = np.einsum(f"nq{letters}{inner},q{inner}->nq{letters}", views, weight[:, 0])
+        out = whole.reshape(batch, out_channels, places)
+    else:
+        for n in range(batch):
+            for g in range(group):
+                part = views[n, g * in_group:(g + 1) * in_group].transpose(order).reshape(depth, places)
+                rows = slice(g * out_group, (g + 1) * out_group)
+                np.matmul(weight[rows].reshape(out_group, depth), part, out=out[n, rows])
+    if bias is not None:
+        out += bias[:, None]
+    return [out.reshape(batch, out_channels, *sizes)]
+
+
+def conv_transpose(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """ConvTranspose with groups or an output_shape, which onnx.reference gets wrong: each input element is spread."""
+    x, weight, bias = (*arrays, None)[:3]
+    if x is None or weight is None:
+        return None
+    w, extra = transposed_window((type_of(x), type_of(weight)), attrs)
+    group, rank, spatial = int(str(attrs["group"])), x.ndim - 2, x.shape[2:]
+    batch, in_group, out_group = x.shape[0], x.shape[1] // group, weight.shape[1]
+    full = tuple((n - 1) * w.strides[i] + extra[i] + w.extent(i) for i, n in enumerate(spatial))
+    out = np.zeros((batch, group, out_group, *full), x.dtype)
+    flat = x.reshape(batch, group, in_group, -1)
+    for tap in np.ndindex(*w.kernel):
+        taps = weight[(slice(None), slice(None), *tap)].reshape(group, in_group, out_group)
+        part = np.einsum("ngip,gio->ngop", flat, taps).reshape(batch, group, out_group, *spatial)
+        place = tuple(slice(t * w.dilations[i], t * w.dilations[i] + (spatial[i] - 1) * w.strides[i] + 1, w.strides[i])
+                      for i, t in enumerate(tap))
+        out[(slice(None), slice(None), slice(None), *place)] += part
+    out = out.reshape(batch, group * out_group, *full)
+    kept = tuple(slice(int(str(w.begins[i])), full[i] - int(str(w.ends[i]))) for i in range(rank))
+    out = out[(slice(None), slice(None), *kept)]
+    return [np.ascontiguousarray(out if bias is None else out + bias.reshape(-1, *(1,) * rank))]
+
+
+def mean(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """Mean, whose operands onnx.reference does not broadcast."""
+    present = [a for a in arrays if a is not None]
+    total = present[0]
+    for a in present[1:]:
+        total = total + a
+    return [np.asarray(total / np.asarray(len(present), total.dtype))]
+
+
+def softsign(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """Softsign, which onnx.reference refuses for a scalar."""
+    x, = (a for a in arrays if a is not None)
+    return [np.asarray(x / (1 + np.abs(x)), dtype=x.dtype)]
+
+
+def global_max_pool(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """GlobalMaxPool, of whose result onnx.reference gives the wrong rank unless there are two spatial axes."""
+    x, = (a for a in arrays if a is not None)
+    return [x.max(axis=tuple(range(2, x.ndim)), keepdims=True)]
+
+
+def global_lp_pool(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """GlobalLpPool, which onnx.reference lacks."""
+    x, = (a for a in arrays if a is not None)
+    p = int(str(attrs["p"]))
+    total = (np.abs(x) ** p).sum(axis=tuple(range(2, x.ndim)), keepdims=True)
+    return [np.asarray(total ** (1 / p), dtype=x.dtype)]
+
+
+def pad(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """Pad with a negative pad, which cuts; onnx.reference does not serve it. None where no pad is negative."""
+    pads, axes = ints(attrs, "pads"), ints(attrs, "axes")
+    x, value = (*arrays, None)[:2]
+    if x is None or pads is None or min(pads, default=0) >= 0:
+        return None
+    places = range(x.ndim) if axes is None else [a % x.ndim for a in axes]
+    widths, cut = [(0, 0)] * x.ndim, [slice(None)] * x.ndim
+    for k, a in enumerate(places):
+        before, after = pads[k], pads[k + len(places)]
+        widths[a] = (max(before, 0), max(after, 0))
+        cut[a] = slice(max(-before, 0), x.shape[a] + max(after, 0) + max(before, 0) - max(-after, 0))
+    mode = str(attrs["mode"])
+    if mode == "constant":
+        padded = np.pad(x, widths, constant_values=x.dtype.type(0) if value is None else value)
+    else:
+        padded = np.pad(x, widths, mode=mode)  # type: ignore[call-overload]
+    return [np.ascontiguousarray(padded[tuple(cut)])]
+
+
+OWN: Mapping[str, Callable[[Arrays, Attrs], list[np.ndarray] | None]] = {
+    "Conv": conv, "ConvTranspose": conv_transpose, "GlobalLpPool": global_lp_pool, "GlobalMaxPool": global_max_pool,
+    "Mean": mean, "Pad": pad, "Softsign": softsign}
