@@ -1,0 +1,536 @@
+"""Math functions on vectors in registers.
+
+Stated error, over every f32: `exp`, `exp2`, `log`, `log1p`, `expm1`, `erf`, `tanh`, `sigmoid`, `sin`, `cos`, `tan`,
+`asin`, `acos`, `atan`, `sinh`, `cosh`, `asinh`, `acosh`, `atanh`, `power`, `softplus`: at most 2 ulp, with NaN, infinities and
+denormal numbers as IEEE has them. The frequent ones stay in f32; the others are computed in f64 and rounded once.
+On f64 only `exp`, `log`, `sigmoid` and `softplus` work.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ingot.kernels.codegen.code import Code, Value, vector
+
+INFINITY = math.inf
+_LN2 = math.log(2.0)
+_PI = math.pi
+# (mantissa bits, exponent bias, integer type, 1.5 * 2^mantissa: adding it rounds to an integer in the low bits)
+_FORMAT = {"float": (23, 127, "i32", 12582912.0), "double": (52, 1023, "i64", 6755399441055744.0)}
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------
+
+def like(code: Code, x: Value, number: float) -> Value:
+    """The constant with the type of `x`."""
+    return code.constant(number, x.element, x.lanes)
+
+
+def polynomial(code: Code, x: Value, factors: Sequence[float]) -> Value:
+    """Horner's scheme; the factor of the highest power comes first."""
+    total = like(code, x, factors[0])
+    for factor in factors[1:]:
+        total = code.fma(total, x, like(code, x, factor))
+    return total
+
+
+def bits(code: Code, x: Value) -> Value:
+    """The bits of floats as integers of the same width."""
+    return code.convert("bitcast", x, _FORMAT[x.element][2])
+
+
+def floats(code: Code, i: Value) -> Value:
+    """Integers read as the bits of floats."""
+    return code.convert("bitcast", i, "float" if i.element == "i32" else "double")
+
+
+def absolute(code: Code, x: Value) -> Value:
+    return code.intrinsic("fabs", x)
+
+
+def square_root(code: Code, x: Value) -> Value:
+    return code.intrinsic("sqrt", x)
+
+
+def copy_sign(code: Code, size: Value, sign: Value) -> Value:
+    return code.intrinsic("copysign", size, sign)
+
+
+def _widened(code: Code, x: Value) -> Value:
+    return code.convert("fpext", x, "double")
+
+
+def _narrowed(code: Code, x: Value, to: str) -> Value:
+    return x if x.element == to else code.convert("fptrunc", x, to)
+
+
+def _double(code: Code, x: Value) -> Value:
+    return x if x.element == "double" else _widened(code, x)
+
+
+def _rounded(code: Code, x: Value, factor: float) -> tuple[Value, Value]:
+    """x * factor rounded to an integer: as a float, and as an integer."""
+    magic = like(code, x, _FORMAT[x.element][3])
+    shifted = code.fma(x, like(code, x, factor), magic)
+    whole = code.binary("sub", bits(code, shifted), bits(code, magic))
+    return code.fsub(shifted, magic), whole
+
+
+def _scaled(code: Code, x: Value, n: Value, whole: Value) -> Value:
+    """x * 2^n, rounded once, for n in -1100..1100 (f64) or -160..160 (f32)."""
+    if code.isa.name == "avx512" and x.type == "<16 x float>":
+        name = "llvm.x86.avx512.mask.scalef.ps.512"
+        code.declare(name, x.type, x.type, x.type, x.type, "i16", "i32")
+        return code.emit(x.type, f"call {x.type} @{name}({x}, {n}, {x.type} zeroinitializer, i16 -1, i32 4)")
+    mantissa, bias, integer, _ = _FORMAT[x.element]
+    half = code.binary("ashr", whole, code.constant(1, integer, x.lanes))
+    for part in (half, code.binary("sub", whole, half)):
+        exponent = code.binary("add", part, code.constant(bias, integer, x.lanes))
+        x = code.fmul(x, floats(code, code.binary("shl", exponent, code.constant(mantissa, integer, x.lanes))))
+    return x
+
+
+def _clamped(code: Code, x: Value, low: float, high: float) -> Value:
+    """x within the bounds; NaN stays NaN."""
+    return code.fmin(like(code, x, high), code.fmax(like(code, x, low), x))
+
+
+# --- exponentials -----------------------------------------------------------------------------------------------------
+
+_EXP_F32 = (0.000198527617612853646278381, 0.00139304355252534151077271, 0.00833336077630519866943359,
+            0.0416664853692054748535156, 0.166666671633720397949219, 0.5, 1.0, 1.0)
+_EXP_F64 = tuple(1 / math.factorial(n) for n in range(13, -1, -1))
+_EXP = {"float": _EXP_F32, "double": _EXP_F64}
+_LN2_HIGH = {"float": 0.693145751953125, "double": 0.6931471803691238}
+_LN2_LOW = {"float": 1.428606765330187e-06, "double": 1.9082149292705877e-10}
+
+
+def exp(code: Code, x: Value) -> Value:
+    """e^x."""
+    x = _clamped(code, x, *((-104.0, 89.0) if x.element == "float" else (-746.0, 710.0)))
+    n, whole = _rounded(code, x, 1 / _LN2)
+    r = code.fma(n, like(code, x, -_LN2_HIGH[x.element]), x)
+    r = code.fma(n, like(code, x, -_LN2_LOW[x.element]), r)
+    return _scaled(code, polynomial(code, r, _EXP[x.element]), n, whole)
+
+
+def exp2(code: Code, x: Value) -> Value:
+    """2^x."""
+    x = _clamped(code, x, *((-151.0, 129.0) if x.element == "float" else (-1076.0, 1025.0)))
+    n, whole = _rounded(code, x, 1.0)
+    r = code.fmul(code.fsub(x, n), like(code, x, _LN2))
+    return _scaled(code, polynomial(code, r, _EXP[x.element]), n, whole)
+
+
+def expm1(code: Code, x: Value) -> Value:
+    """e^x - 1."""
+    d = _double(code, x)
+    near = code.fma(code.fmul(d, d), like(code, d, 0.5), d)
+    far = code.fsub(exp(code, d), like(code, d, 1.0))
+    tiny = code.fcompare("olt", absolute(code, d), like(code, d, 2.0**-20))
+    return _signed_zero(code, x, _narrowed(code, code.select(tiny, near, far), x.element))
+
+
+def _signed_zero(code: Code, x: Value, result: Value) -> Value:
+    """The result with the sign of x: for odd functions, where a zero must keep its sign."""
+    return copy_sign(code, result, x)
+
+
+def sigmoid(code: Code, x: Value) -> Value:
+    """1 / (1 + e^-x)."""
+    one = like(code, x, 1.0)
+    e = exp(code, code.fneg(absolute(code, x)))
+    top = code.select(code.fcompare("olt", x, like(code, x, 0.0)), e, one)
+    s = code.fadd(one, e)
+    q = code.fdiv(top, s)
+    # one step of Newton's with the exact remainder, which knows what 1 + e lost; 1 - e/2 is near enough to 1/s
+    lost = code.fsub(e, code.fsub(s, one))
+    minus = code.fneg(q)
+    rest = code.fma(minus, lost, code.fma(minus, s, top))
+    return code.fma(rest, code.fma(e, like(code, x, -0.5), one), q)
+
+
+# --- logarithms -------------------------------------------------------------------------------------------------------
+
+_LOG_F32 = (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
+            2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)
+
+
+def _split(code: Code, x: Value) -> tuple[Value, Value, Value]:
+    """m, e and e as an integer, with x = m * 2^e and m in [sqrt(1/2), sqrt(2)), for normal x > 0."""
+    mantissa, _, integer, _ = _FORMAT[x.element]
+    root = code.constant(0x3F3504F3 if x.element == "float" else 0x3FE6A09E667F3BCD, integer, x.lanes)
+    i = code.binary("sub", bits(code, x), root)
+    whole = code.binary("ashr", i, code.constant(mantissa, integer, x.lanes))
+    rest = code.binary("and", i, code.constant((1 << mantissa) - 1, integer, x.lanes))
+    return floats(code, code.binary("add", rest, root)), code.convert("sitofp", whole, x.element), whole
+
+
+def _log_near_one(code: Code, f: Value, e: Value) -> Value:
+    """log(1 + f) + e * log(2), for f in [sqrt(1/2) - 1, sqrt(2) - 1)."""
+    if f.element == "float":
+        z = code.fmul(f, f)
+        y = code.fmul(code.fmul(polynomial(code, f, _LOG_F32), f), z)
+        y = code.fma(e, like(code, f, -2.12194440e-4), y)
+        y = code.fma(z, like(code, f, -0.5), y)
+        return code.fma(e, like(code, f, 0.693359375), code.fadd(f, y))
+    s = code.fdiv(f, code.fadd(f, like(code, f, 2.0)))
+    z = code.fmul(s, s)
+    series = polynomial(code, z, [2 / (2 * k + 1) for k in range(11, 0, -1)])
+    # log(1+f) = 2s + s*z*series, and 2s = f - s*f keeps the leading bits exact
+    tail = code.fma(e, like(code, f, _LN2_LOW["double"]), code.fmul(s, code.fsub(code.fmul(z, series), f)))
+    return code.fma(e, like(code, f, _LN2_HIGH["double"]), code.fadd(f, tail))
+
+
+def _log_ends(code: Code, x: Value, result: Value) -> Value:
+    """log's result with log(0) = -inf, log(x < 0) = NaN, log(inf) = inf and NaN for NaN."""
+    result = code.select(code.fcompare("oeq", x, like(code, x, 0.0)), like(code, x, -INFINITY), result)
+    result = code.select(code.fcompare("olt", x, like(code, x, 0.0)), like(code, x, math.nan), result)
+    odd = code.fcompare("ueq", x, like(code, x, INFINITY))          # infinite, or NaN
+    return code.select(odd, x, result)
+
+
+def log(code: Code, x: Value) -> Value:
+    """The natural logarithm."""
+    single = x.element == "float"
+    small = code.fcompare("olt", x, like(code, x, 2.0**-126 if single else 2.0**-1022))
+    lift = 23.0 if single else 52.0
+    scaled = code.select(small, code.fmul(x, like(code, x, 2.0**lift)), x)
+    m, e, _ = _split(code, scaled)
+    e = code.fadd(e, code.select(small, like(code, x, -lift), like(code, x, 0.0)))
+    return _log_ends(code, x, _log_near_one(code, code.fsub(m, like(code, x, 1.0)), e))
+
+
+def log1p(code: Code, x: Value) -> Value:
+    """log(1 + x)."""
+    one = like(code, x, 1.0)
+    u = code.fadd(one, x)
+    mantissa, bias, integer, _ = _FORMAT[x.element]
+    m, e, whole = _split(code, u)
+    # what 1 + x lost in rounding, brought to the scale of m; x is huge where 2^-e would be denormal
+    lost = code.select(code.fcompare("ogt", absolute(code, x), one), code.fsub(one, code.fsub(u, x)),
+                       code.fsub(x, code.fsub(u, one)))
+    exponent = code.binary("sub", code.constant(bias, integer, x.lanes), whole)
+    back = floats(code, code.binary("shl", exponent, code.constant(mantissa, integer, x.lanes)))
+    huge = code.fcompare("ogt", x, like(code, x, 2.0**60))
+    lost = code.select(huge, like(code, x, 0.0), code.fmul(lost, back))
+    f = code.fadd(code.fsub(m, one), lost)
+    result = _log_ends(code, u, _log_near_one(code, f, e))
+    tiny = code.fcompare("olt", absolute(code, x), like(code, x, 2.0**-26 if x.element == "float" else 2.0**-54))
+    return code.select(tiny, x, result)
+
+
+def softplus(code: Code, x: Value) -> Value:
+    """log(1 + e^x)."""
+    e = exp(code, code.fneg(absolute(code, x)))
+    return code.fadd(code.fmax(like(code, x, 0.0), x), log1p(code, e))
+
+
+# --- error function, hyperbolic tangent -------------------------------------------------------------------------------
+
+_ERF_NEAR = (-5.96761703e-4, 4.99119423e-3, -2.67681349e-2, 1.12819925e-1, -3.76125336e-1, 1.28379166e-1)
+
+
+def erf(code: Code, x: Value) -> Value:
+    """The error function (f32)."""
+    t, s = absolute(code, x), code.fmul(x, x)
+    r = code.fma(like(code, x, -1.72853470e-5), t, like(code, x, 3.83197126e-4))
+    u = code.fma(like(code, x, -3.88396438e-3), t, like(code, x, 2.42546219e-2))
+    r = code.fma(r, s, u)
+    for factor in (-1.06777877e-1, -6.34846687e-1, -1.28717512e-1):
+        r = code.fma(r, t, like(code, x, factor))
+    r = code.fma(r, t, code.fneg(t))
+    one = like(code, x, 1.0)
+    # at t beyond 10 the polynomial turns upwards, and it is inf - inf at infinity
+    r = code.select(code.fcompare("ogt", t, like(code, x, 10.0)), like(code, x, -100.0), r)
+    far = copy_sign(code, code.fsub(one, exp(code, r)), x)
+    near = code.fma(polynomial(code, s, _ERF_NEAR), x, x)
+    return code.select(code.fcompare("ogt", t, like(code, x, 0.927734375)), far, near)
+
+
+def tanh(code: Code, x: Value) -> Value:
+    """The hyperbolic tangent (f32)."""
+    t, one = absolute(code, x), like(code, x, 1.0)
+    e = exp(code, code.fadd(t, t))
+    far = copy_sign(code, code.fsub(one, code.fdiv(like(code, x, 2.0), code.fadd(e, one))), x)
+    z = code.fmul(x, x)
+    p = polynomial(code, z, (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1,
+                             -3.33332819422e-1))
+    near = code.fma(code.fmul(p, z), x, x)
+    return code.select(code.fcompare("olt", t, like(code, x, 0.625)), near, far)
+
+
+# --- composite activations --------------------------------------------------------------------------------------------
+
+def gelu(code: Code, x: Value) -> Value:
+    """x/2 * (1 + erf(x / sqrt(2)))."""
+    half = code.fmul(x, like(code, x, 0.5))
+    return code.fma(half, erf(code, code.fmul(x, like(code, x, math.sqrt(0.5)))), half)
+
+
+def gelu_tanh(code: Code, x: Value) -> Value:
+    """x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))), written as x * sigmoid of twice the argument."""
+    factor = code.fma(code.fmul(x, x), like(code, x, 2 * 0.044715 * math.sqrt(2 / _PI)),
+                      like(code, x, 2 * math.sqrt(2 / _PI)))
+    return code.fmul(x, sigmoid(code, code.fmul(x, factor)))
+
+
+def swish(code: Code, x: Value) -> Value:
+    """x * sigmoid(x)."""
+    return code.fmul(x, sigmoid(code, x))
+
+
+def mish(code: Code, x: Value) -> Value:
+    """x * tanh(softplus(x)) = x * w / (w + 2) with w = e^x (e^x + 2)."""
+    n = exp(code, code.fmin(like(code, x, 30.0), x))
+    two = like(code, x, 2.0)
+    w = code.fmul(n, code.fadd(n, two))
+    return code.fmul(x, code.fdiv(w, code.fadd(w, two)))
+
+
+# --- trigonometry, through f64 ----------------------------------------------------------------------------------------
+
+_SIN = tuple((-1) ** k / math.factorial(2 * k + 1) for k in range(6, -1, -1))
+_COS = tuple((-1) ** k / math.factorial(2 * k) for k in range(7, -1, -1))
+_TWO_OVER_PI = (0xA2F9836E4E441529, 0xFC2757D1F534DDC0, 0xDB6295993C439041, 0xFE5163ABDEBBC561)   # its first 256 bits
+
+
+def _quadrant(code: Code, x: Value) -> tuple[Value, Value]:
+    """x = q * pi/2 + r with |r| <= pi/4 (a little more for rounding): r in f64, q as i64."""
+    d = _widened(code, x)
+    n, whole = _rounded(code, d, 2 / _PI)
+    r = code.fma(n, like(code, d, -1.5707963267948966), d)
+    r = code.fma(n, like(code, d, -6.123233995736766e-17), r)
+    found_r, found_q = code.variable(r), code.variable(whole)
+    large = code.fcompare("oge", absolute(code, x), like(code, x, 2.0**28))
+    with code.when(any_lane(code, large)):
+        slow_r, slow_q = _quadrant_of_large(code, x)
+        found_r.set(code.select(large, slow_r, r))
+        found_q.set(code.select(large, slow_q, whole))
+    return found_r.get(), found_q.get()
+
+
+def any_lane(code: Code, mask: Value) -> Value:
+    """Whether any lane of a mask is set, as i1."""
+    if mask.lanes == 1:
+        return mask
+    integer = code.emit(f"i{mask.lanes}", f"bitcast {mask} to i{mask.lanes}")
+    return code.compare("!=", integer, 0)
+
+
+def _quadrant_of_large(code: Code, x: Value) -> tuple[Value, Value]:
+    """`_quadrant` for |x| >= 2^28, by the method of Payne and Hanek: the bits of x * 2/pi that matter, in integers."""
+    lanes = x.lanes
+
+    def const(number: int) -> Value:
+        return code.constant(number, "i64", lanes)
+    wide = code.convert("zext", bits(code, absolute(code, x)), "i64")
+    m = code.binary("or", code.binary("and", wide, const(0x7FFFFF)), const(0x800000))
+    first = code.binary("sub", code.binary("lshr", wide, const(23)), const(127 + 23 + 2))   # bits of 2/pi to skip
+    word = code.binary("lshr", first, const(5))
+    shift = code.binary("and", first, const(31))
+    everything = 0
+    for part in _TWO_OVER_PI:
+        everything = everything << 64 | part
+    high, low = const(0), const(0)
+    for i in range(4):
+        pair = everything >> (256 - 128 - 32 * i) & (1 << 128) - 1
+        here = code.compare("==", word, const(i))
+        high = code.select(here, const(pair >> 64), high)
+        low = code.select(here, const(pair & (1 << 64) - 1), low)
+    w = code.intrinsic("fshl", high, low, shift)
+    rest = code.binary("lshr", code.binary("shl", low, shift), const(32))
+    p = code.binary("add", code.binary("mul", m, w), code.binary("lshr", code.binary("mul", m, rest), const(32)))
+    q = code.binary("lshr", code.binary("add", p, const(1 << 61)), const(62))
+    fraction = code.convert("sitofp", code.binary("sub", p, code.binary("shl", q, const(62))), "double")
+    r = code.fmul(fraction, like(code, fraction, _PI / 2 * 2.0**-62))
+    negative = code.fcompare("olt", x, like(code, x, 0.0))
+    r = code.select(negative, code.fneg(r), r)
+    q = code.select(negative, code.binary("sub", const(0), q), q)
+    # infinities and NaN
+    finite = code.fcompare("olt", absolute(code, x), like(code, x, INFINITY))
+    return code.select(finite, r, like(code, r, math.nan)), q
+
+
+def _sin_and_cos(code: Code, r: Value) -> tuple[Value, Value]:
+    z = code.fmul(r, r)
+    return code.fmul(polynomial(code, z, _SIN), r), polynomial(code, z, _COS)
+
+
+def _bit(code: Code, q: Value, bit: int) -> Value:
+    found = code.binary("and", q, code.constant(bit, "i64", q.lanes))
+    return code.compare("!=", found, code.constant(0, "i64", q.lanes))
+
+
+def _sine(code: Code, x: Value, turn: int) -> Value:
+    r, q = _quadrant(code, x)
+    q = code.binary("add", q, code.constant(turn, "i64", q.lanes))
+    sine, cosine = _sin_and_cos(code, r)
+    result = code.select(_bit(code, q, 1), cosine, sine)
+    return _narrowed(code, code.select(_bit(code, q, 2), code.fneg(result), result), x.element)
+
+
+def sin(code: Code, x: Value) -> Value:
+    """The sine of any finite f32."""
+    return code.select(code.fcompare("oeq", x, like(code, x, 0.0)), x, _sine(code, x, 0))
+
+
+def cos(code: Code, x: Value) -> Value:
+    """The cosine of any finite f32."""
+    return _sine(code, x, 1)
+
+
+def tan(code: Code, x: Value) -> Value:
+    """The tangent of any finite f32."""
+    r, q = _quadrant(code, x)
+    sine, cosine = _sin_and_cos(code, r)
+    odd = _bit(code, q, 1)
+    result = code.fdiv(code.select(odd, code.fneg(cosine), sine), code.select(odd, sine, cosine))
+    return code.select(code.fcompare("oeq", x, like(code, x, 0.0)), x, _narrowed(code, result, x.element))
+
+
+def _arc_tangent(code: Code, t: Value) -> Value:
+    """atan of t >= 0 (f64, to about 1e-12)."""
+    one = like(code, t, 1.0)
+    inverse = code.fcompare("ogt", t, one)
+    u = code.select(inverse, code.fdiv(one, t), t)
+    upper = code.fcompare("ogt", u, like(code, t, math.tan(_PI / 8)))
+    z = code.select(upper, code.fdiv(code.fsub(u, one), code.fadd(u, one)), u)
+    square = code.fmul(z, z)
+    series = polynomial(code, square, [(-1) ** k / (2 * k + 1) for k in range(14, -1, -1)])
+    a = code.fmul(series, z)
+    a = code.select(upper, code.fadd(a, like(code, t, _PI / 4)), a)
+    return code.select(inverse, code.fsub(like(code, t, _PI / 2), a), a)
+
+
+def atan(code: Code, x: Value) -> Value:
+    """The arc tangent."""
+    return copy_sign(code, _narrowed(code, _arc_tangent(code, _widened(code, absolute(code, x))), x.element), x)
+
+
+def _leg(code: Code, t: Value) -> Value:
+    """sqrt(1 - t^2), NaN past 1."""
+    one = like(code, t, 1.0)
+    return square_root(code, code.fmul(code.fsub(one, t), code.fadd(one, t)))
+
+
+def asin(code: Code, x: Value) -> Value:
+    """The arc sine; NaN outside -1..1."""
+    t = _widened(code, absolute(code, x))
+    return copy_sign(code, _narrowed(code, _arc_tangent(code, code.fdiv(t, _leg(code, t))), x.element), x)
+
+
+def acos(code: Code, x: Value) -> Value:
+    """The arc cosine; NaN outside -1..1."""
+    t = _widened(code, absolute(code, x))
+    a = _arc_tangent(code, code.fdiv(_leg(code, t), t))
+    negative = code.fcompare("olt", x, like(code, x, 0.0))
+    return _narrowed(code, code.select(negative, code.fsub(like(code, a, _PI), a), a), x.element)
+
+
+# --- hyperbolic functions, through f64 --------------------------------------------------------------------------------
+
+def _odd(code: Code, x: Value, t: Value, far: Value, cubic: float) -> Value:
+    """An odd function of x from its value at t = |x|, which loses its relative accuracy only below 2^-20."""
+    near = code.fma(code.fmul(code.fmul(t, t), t), like(code, t, cubic), t)
+    tiny = code.fcompare("olt", t, like(code, t, 2.0**-20))
+    return copy_sign(code, _narrowed(code, code.select(tiny, near, far), x.element), x)
+
+
+def sinh(code: Code, x: Value) -> Value:
+    """The hyperbolic sine."""
+    t = _widened(code, absolute(code, x))
+    e = exp(code, t)
+    far = code.fmul(code.fsub(e, code.fdiv(like(code, t, 1.0), e)), like(code, t, 0.5))
+    return _odd(code, x, t, far, 1 / 6)
+
+
+def cosh(code: Code, x: Value) -> Value:
+    """The hyperbolic cosine."""
+    e = exp(code, _widened(code, absolute(code, x)))
+    return _narrowed(code, code.fmul(code.fadd(e, code.fdiv(like(code, e, 1.0), e)), like(code, e, 0.5)), x.element)
+
+
+def asinh(code: Code, x: Value) -> Value:
+    """The inverse hyperbolic sine."""
+    t = _widened(code, absolute(code, x))
+    far = log(code, code.fadd(t, square_root(code, code.fma(t, t, like(code, t, 1.0)))))
+    return _odd(code, x, t, far, -1 / 6)
+
+
+def acosh(code: Code, x: Value) -> Value:
+    """The inverse hyperbolic cosine; NaN below 1."""
+    t = _widened(code, x)
+    one = like(code, t, 1.0)
+    root = square_root(code, code.fmul(code.fsub(t, one), code.fadd(t, one)))
+    result = log(code, code.fadd(t, root))
+    inside = code.fcompare("oge", t, one)
+    return _narrowed(code, code.select(inside, result, like(code, t, math.nan)), x.element)
+
+
+def atanh(code: Code, x: Value) -> Value:
+    """The inverse hyperbolic tangent; NaN outside -1..1."""
+    t = _widened(code, absolute(code, x))
+    one = like(code, t, 1.0)
+    far = code.fmul(log(code, code.fdiv(code.fadd(one, t), code.fsub(one, t))), like(code, t, 0.5))
+    return _odd(code, x, t, far, 1 / 3)
+
+
+# --- powers -----------------------------------------------------------------------------------------------------------
+
+def power(code: Code, x: Value, y: Value) -> Value:
+    """x^y (f32), with C's rules for zeros, infinities, negative bases and NaN.
+
+    Where every lane has the exponent 2, 3, 0.5 or -1, nothing slower than that is computed.
+    """
+    found = code.variable(code.fmul(x, x))
+    done = code.variable(Value("i1", "false"))
+    cheap = ((3.0, lambda: code.fmul(code.fmul(x, x), x)), (0.5, lambda: square_root(code, x)),
+             (-1.0, lambda: code.fdiv(like(code, x, 1.0), x)))
+    done.set(_all_lanes(code, code.fcompare("oeq", y, like(code, y, 2.0))))
+    for exponent, make in cheap:
+        same = _all_lanes(code, code.fcompare("oeq", y, like(code, y, exponent)))
+        if exponent == 0.5:     # pow(-inf, 0.5) is inf, and pow(-0.0, 0.5) is 0
+            same = code.binary("and", same, _all_lanes(code, code.fcompare("ogt", x, like(code, x, 0.0))))
+        with code.when(same):
+            found.set(make())
+            done.set(Value("i1", "true"))
+    with code.when(code.binary("xor", done.get(), Value("i1", "true"))):
+        found.set(_any_power(code, x, y))
+    return found.get()
+
+
+def _all_lanes(code: Code, mask: Value) -> Value:
+    every = Value(mask.type, "true" if mask.lanes == 1 else "splat (i1 true)")
+    return code.binary("xor", any_lane(code, code.binary("xor", mask, every)), Value("i1", "true"))
+
+
+def _any_power(code: Code, x: Value, y: Value) -> Value:
+    one, zero = like(code, x, 1.0), like(code, x, 0.0)
+    d = _widened(code, y)
+    size = absolute(code, x)
+    result = _narrowed(code, exp(code, code.fmul(d, log(code, _widened(code, size)))), x.element)
+    whole = code.fcompare("oeq", code.intrinsic("trunc", y), y)         # infinities count as (even) whole numbers
+    half = code.fmul(y, like(code, y, 0.5))
+    odd = code.binary("and", whole, code.fcompare("une", code.intrinsic("trunc", half), half))
+    below = code.compare("<", bits(code, x), code.constant(0, "i32", x.lanes))      # the sign bit, of -0.0 too
+    result = code.select(code.binary("and", odd, below), code.fneg(result), result)
+    finite = code.fcompare("ogt", x, like(code, x, -INFINITY))
+    bad = code.binary("and", code.binary("and", finite, code.fcompare("olt", x, zero)),
+                      code.binary("and", code.fcompare("ord", y, y), _not(code, whole)))
+    result = code.select(bad, like(code, x, math.nan), result)
+    # 1^y and x^0 are 1 even for NaN; so is (-1)^inf
+    endless = code.fcompare("oeq", absolute(code, y), like(code, y, INFINITY))
+    unit = code.binary("and", code.fcompare("oeq", size, one), endless)
+    unit = code.binary("or", unit, code.fcompare("oeq", x, one))
+    unit = code.binary("or", unit, code.fcompare("oeq", y, zero))
+    return code.select(unit, one, result)
+
+
+def _not(code: Code, mask: Value) -> Value:
+    return code.binary("xor", mask, Value(mask.type, "true" if mask.lanes == 1 else "splat (i1 true)"))
+
+
+def vector_like(x: Value, element: str) -> str:
+    """The LLVM type with the lanes of `x` and another element."""
+    return vector(element, x.lanes)
