@@ -1,0 +1,355 @@
+"""Rules on movement: what is moved twice is moved once, what does not move is not moved."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ingot.graph import Dim, Expr, Node, TensorType
+from ingot.ops import OPS
+from ingot.ops.movement import slices_of, split_sizes
+from ingot.ops.shapes import broadcast
+from ingot.passes.algebra import spread
+from ingot.passes.rewrite import Const, Match, P, Rule, attribute
+
+Decline = Callable[[Match], str | None]
+END = (1 << 63) - 1     # a Slice's "to the end"
+POINTWISE = "|".join(sorted(name for name, op in OPS.items() if op.pointwise and (
+    len(op.inputs) > 1 or op.inputs[-1].endswith("*"))))
+
+
+def perm_of(match: Match, name: str) -> tuple[int, ...]:
+    """The permutation of a bound Transpose, its default spelled out."""
+    node = match.node(name)
+    return permutation(node, match.state.types[node.inputs[0]].rank)
+
+
+def permutation(node: Node, rank: int) -> tuple[int, ...]:
+    """The permutation of a Transpose of this rank, its default spelled out."""
+    given = attribute(node, "perm")
+    return tuple(given) if isinstance(given, (tuple, list)) else tuple(reversed(range(rank)))
+
+
+def reshaped(match: Match, value: str, shape: tuple[Dim, ...]) -> str:
+    """The value under another shape; itself where it has it."""
+    if match.state.types[value].shape == shape:
+        return value
+    return match.add("Reshape", value, shape=shape)
+
+
+def transposed(match: Match, value: str, perm: tuple[int, ...]) -> str:
+    """The value with its axes in another order; itself where that is the order they have."""
+    return value if perm == tuple(range(len(perm))) else match.add("Transpose", value, perm=perm)
+
+
+def _same_type(match: Match) -> str | None:
+    return None if match.type("x") == match.out else f"it turns {match.type('x')} into {match.out}"
+
+
+# --- reshapes -----------------------------------------------------------------------------------------------------------
+
+def _no_zero(shape: tuple[Dim, ...]) -> bool:
+    return all(d != 0 for d in shape)
+
+
+def _not_canonical(match: Match) -> str | None:
+    """A Reshape that already spells out its shape stays."""
+    if not _no_zero(match.out.shape):
+        return "a size is zero"
+    given = attribute(match.root, "shape")
+    if match.root.op == "Reshape" and given == match.out.shape and "allowzero" not in match.root.attrs:
+        return "it spells out its shape already"
+    return None
+
+
+def _spelled(match: Match) -> str:
+    return match.add("Reshape", match["x"], shape=match.out.shape)
+
+
+def _batch_swap(match: Match) -> str | None:
+    """[A.., S, D] -> [M, S, D] -> transposed [M, D, S] -> [A.., D, S]: why it is not one Transpose."""
+    start, middle, end = match.shape("x"), match.state.types[match.node("Transpose").inputs[0]].shape, match.out.shape
+    if len(middle) != 3 or perm_of(match, "Transpose") != (0, 2, 1):
+        return "it does not swap the last two of three axes"
+    if len(start) != len(end) or len(start) < 3 or start[-2:] != middle[-2:]:
+        return f"{list(start)} does not keep its last two axes"
+    if start[:-2] != end[:-2] or end[-2:] != (start[-1], start[-2]):
+        return f"{list(start)} becomes {list(end)}"
+    return None
+
+
+def _swap_last(match: Match) -> str:
+    rank = len(match.shape("x"))
+    return match.add("Transpose", match["x"], perm=(*range(rank - 2), rank - 1, rank - 2))
+
+
+RESHAPES = (
+    Rule("reshape-of-itself", P("Reshape|Squeeze|Unsqueeze|Flatten|Identity", "x"), make=lambda m: m["x"],
+         decline=_same_type),
+    Rule("reshape-spelled-out", P("Reshape|Squeeze|Unsqueeze|Flatten", "x"), make=_spelled, decline=_not_canonical),
+    Rule("reshape-of-reshape", P("Reshape", P("Reshape", "x", bind="inner", shared=True)), make=_spelled,
+         decline=lambda m: None if _no_zero(m.out.shape) else "a size is zero"),
+    Rule("transpose-between-reshapes", P("Reshape", P("Transpose", P("Reshape", "x", bind="inner", shared=True))),
+         make=_swap_last, decline=_batch_swap),
+)
+
+
+# --- transposes ---------------------------------------------------------------------------------------------------------
+
+def _composed(match: Match) -> str:
+    outer, inner = perm_of(match, "Transpose"), perm_of(match, "inner")
+    return transposed(match, match["x"], tuple(inner[p] for p in outer))
+
+
+def _moves_data(match: Match) -> str | None:
+    shape = match.shape("x")
+    moving = [p for p in perm_of(match, "Transpose") if shape[p] != 1]
+    if moving == sorted(moving):
+        return None if _no_zero(shape) else "a size is zero"
+    return f"it moves the axes {moving}"
+
+
+def _transposable_constant(match: Match) -> str | None:
+    return None if match.const("x") is None else "folding does it"
+
+
+TRANSPOSES = (
+    Rule("transpose-of-transpose", P("Transpose", P("Transpose", "x", bind="inner", shared=True)), make=_composed),
+    Rule("transpose-of-ones", P("Transpose", "x"), make=lambda m: reshaped(m, m["x"], m.out.shape), decline=_moves_data),
+)
+
+
+# --- slices, pieces -----------------------------------------------------------------------------------------------------
+
+def _slices(match: Match, name: str) -> tuple[tuple[Dim, Dim, int], ...]:
+    node = match.node(name)
+    return slices_of(match.state.types[node.inputs[0]], {**OPS["Slice"].attrs, **node.attrs})
+
+
+def _slice_cuts(match: Match) -> str | None:
+    if backwards := [i for i, (_, _, step) in enumerate(_slices(match, "Slice")) if step < 0]:
+        return f"axis {backwards[0]} runs backwards"
+    return _same_type(match)
+
+
+def _slice_of_slice(match: Match) -> str:
+    starts, ends, axes, steps = [], [], [], []
+    for axis, ((a, _, s), (b, count, t)) in enumerate(zip(_slices(match, "inner"), _slices(match, "Slice"), strict=True)):
+        if match.shape("x")[axis] != count or s != 1 or t != 1:
+            start = a + b * s
+            starts.append(start)
+            ends.append(start + (count - 1) * s * t + 1)
+            axes.append(axis)
+            steps.append(s * t)
+    return sliced(match, match["x"], tuple(starts), tuple(ends), tuple(axes), tuple(steps))
+
+
+def sliced(match: Match, value: str, starts: tuple[Dim, ...], ends: tuple[Dim, ...], axes: tuple[int, ...],
+           steps: tuple[int, ...] = ()) -> str:
+    """A Slice of the value; steps are 1 where none are given."""
+    return match.add("Slice", value, starts=starts, ends=ends, axes=axes, steps=steps or (1,) * len(starts))
+
+
+def _symbolic_slices(match: Match) -> str | None:
+    for a, count, step in (*_slices(match, "inner"), *_slices(match, "Slice")):
+        if not isinstance(a, int) or step < 0 or (isinstance(count, Expr) and (a != 0 or step != 1)):
+            return "a start is symbolic, or it runs backwards"
+        if count == 0:
+            return "a size is zero"
+    return None
+
+
+def _index(match: Match) -> int | None:
+    array = match.const("index")
+    return int(array.flat[0]) if array is not None and array.size == 1 else None
+
+
+def _axis(match: Match, node: str | Node, of: str = "x") -> int:
+    axis, rank = match.attr(node, "axis"), len(match.shape(of))
+    return int(axis) % rank if isinstance(axis, int) else 0
+
+
+def _not_one_index(match: Match) -> str | None:
+    at = _index(match)
+    if at is None:
+        return f"the indices are {match.type('index')}, not one known number"
+    size = match.shape("x")[_axis(match, match.root)]
+    if not isinstance(size, int):
+        return None if at >= 0 else f"the axis has size {size}, and the index counts from its end"
+    return None if -size <= at < size else f"the index {at} is outside [-{size}, {size})"
+
+
+def _taken(match: Match) -> str:
+    at, axis = _index(match) or 0, _axis(match, match.root)
+    size = match.shape("x")[axis]
+    at += size if at < 0 and isinstance(size, int) else 0
+    return reshaped(match, sliced(match, match["x"], (at,), (at + 1,), (axis,)), match.out.shape)
+
+
+def _not_a_run(match: Match) -> str | None:
+    array, size = match.const("index"), match.shape("x")[_axis(match, match.root)]
+    if array is None or array.ndim != 1 or array.size < 2:
+        return "the indices are not a known list"
+    if not isinstance(size, int):
+        return f"the axis has size {size}"
+    if int(array[0]) < 0 or int(array[-1]) >= size or not (np.diff(array) == 1).all():
+        return "the indices are not consecutive"
+    return None
+
+
+def _run(match: Match) -> str:
+    array, axis = match.array("index"), _axis(match, match.root)
+    first, last = int(array[0]), int(array[-1]) + 1
+    if first == 0 and last == match.shape("x")[axis]:
+        return match["x"]
+    return sliced(match, match["x"], (first,), (last,), (axis,))
+
+
+def _not_one_part(match: Match) -> str | None:
+    return None if len(match.root.outputs) == 1 else f"it makes {len(match.root.outputs)} parts"
+
+
+def _split_into_slice(match: Match) -> str | None:
+    read = [o for o in match.root.outputs if o and match.state.uses[o]]
+    if len(match.root.outputs) < 2 or len(read) > 1:
+        return f"{len(read)} of its parts are read"
+    sizes = split_sizes(match.type("x"), {**OPS["Split"].attrs, **match.root.attrs}, len(match.root.outputs))
+    return None if all(isinstance(s, int) for s in sizes) else "a size is symbolic"
+
+
+def _the_one_slice(match: Match) -> tuple[str, ...]:
+    outputs, axis = match.root.outputs, _axis(match, match.root)
+    sizes = split_sizes(match.type("x"), {**OPS["Split"].attrs, **match.root.attrs}, len(outputs))
+    start: Dim = 0
+    made: list[str] = []
+    for output, size in zip(outputs, sizes, strict=True):
+        wanted = output and match.state.uses[output]
+        made.append(sliced(match, match["x"], (start,), (start + size,), (axis,)) if wanted else "")
+        start = start + size
+    return tuple(made)
+
+
+def _rejoins(match: Match) -> str | None:
+    node = match.state.producers.get(match.root.inputs[0])
+    if node is None or node.op != "Split" or node.outputs != match.root.inputs:
+        return "its parts are not all the parts of one Split, in order"
+    rank = match.state.types[node.inputs[0]].rank
+    here, there = match.attr(match.root, "axis"), match.attr(node, "axis")
+    if not isinstance(here, int) or not isinstance(there, int) or here % rank != there % rank:
+        return "the axes differ"
+    return None if match.state.types[node.inputs[0]] == match.out else "the types differ"
+
+
+def _split_source(match: Match) -> str:
+    return match.state.producers[match.root.inputs[0]].inputs[0]
+
+
+def _nested_concat(match: Match) -> Node | None:
+    for value in match.root.inputs:
+        node = match.state.producers.get(value)
+        if node is not None and node.op == "Concat" and match.state.uses[value] == 1:
+            rank = match.out.rank
+            if int(str(attribute(node, "axis"))) % rank == int(str(match.attr(match.root, "axis"))) % rank:
+                return node
+    return None
+
+
+def _flat_concat(match: Match) -> str:
+    inner = _nested_concat(match)
+    parts: list[str] = []
+    for value in match.root.inputs:
+        parts += inner.inputs if inner is not None and value == inner.output else (value,)
+    return match.add("Concat", *parts, axis=match.attr(match.root, "axis"))
+
+
+PIECES = (
+    Rule("slice-of-all", P("Slice", "x"), make=lambda m: m["x"], decline=_slice_cuts),
+    Rule("slice-of-slice", P("Slice", P("Slice", "x", bind="inner", shared=True)), make=_slice_of_slice,
+         decline=_symbolic_slices),
+    Rule("gather-one", P("Gather", "x", Const("index")), make=_taken, decline=_not_one_index),
+    Rule("gather-run", P("Gather", "x", Const("index")), make=_run, decline=_not_a_run),
+    Rule("split-of-one", P("Split", "x"), make=lambda m: (m["x"],), decline=_not_one_part),
+    Rule("split-read-once", P("Split", "x"), make=_the_one_slice, decline=_split_into_slice),
+    Rule("concat-of-one", P("Concat", "*"), make=lambda m: m.root.inputs[0],
+         decline=lambda m: None if len(m.root.inputs) == 1 else f"it joins {len(m.root.inputs)} parts"),
+    Rule("concat-of-split", P("Concat", "*"), make=_split_source, decline=_rejoins),
+    Rule("concat-of-concat", P("Concat", "*"), make=_flat_concat,
+         decline=lambda m: None if _nested_concat(m) else "no part is another Concat on that axis, read by it alone"),
+)
+
+
+# --- broadcasts, pads, casts ----------------------------------------------------------------------------------------------
+
+def _pads(match: Match) -> str | None:
+    pads = match.attr("Pad", "pads")
+    return None if isinstance(pads, tuple) and all(p == 0 for p in pads) else "it pads"
+
+
+def _unexpanded(match: Match) -> tuple[str, ...]:
+    """The root's inputs, each Expand replaced by what it expands where the result keeps its shape without it."""
+    inputs = list(match.root.inputs)
+    for i, value in enumerate(inputs):
+        node = match.state.producers.get(value)
+        if node is None or node.op != "Expand" or inputs.count(value) > 1:
+            continue
+        source = match.state.types[node.inputs[0]]
+        others = [match.state.types[v].shape for j, v in enumerate(inputs) if v and j != i]
+        if broadcast(source.shape, *others) == match.out.shape:
+            inputs[i] = node.inputs[0]
+    return tuple(inputs)
+
+
+def _expand_matters(match: Match) -> str | None:
+    if match.out.layout or len(match.root.inputs) < 2:
+        return "it has one input, or a blocked layout"
+    if _unexpanded(match) != match.root.inputs:
+        return None
+    return "no input is an Expand whose shape the other inputs have"
+
+
+def _filled(match: Match) -> str:
+    value = match.attr(match.root, "value")
+    scalar = match.constant(np.full((1,) * match.out.rank, value, match.out.dtype.numpy))
+    return spread(match, scalar, match.out.shape)
+
+
+def _loses(match: Match) -> str | None:
+    """Why the inner of two casts may not be skipped."""
+    x, between = match.type("x").dtype, match.state.types[match.node("inner").output].dtype
+    wide = {"float": 2, "int": 1, "uint": 1, "bool": 0}
+    if x.kind == "bool" and between.kind in wide:
+        return None
+    if x.kind == "float" == between.kind and between.bits > x.bits and {x.name, between.name} != {"f16", "bf16"}:
+        return None
+    if x.kind == between.kind == "int" and between.bits > x.bits:
+        return None
+    return f"{x} to {between} may lose something"
+
+
+MISCELLANY = (
+    Rule("cast-to-itself", P("Cast|CastLike", "x", "*"), make=lambda m: m["x"], decline=_same_type),
+    Rule("cast-of-cast", P("Cast", P("Cast", "x", bind="inner", shared=True)), decline=_loses,
+         make=lambda m: m.add("Cast", m["x"], to=m.out.dtype.name)),
+    Rule("pad-by-nothing", P("Pad", "x", "*"), make=lambda m: m["x"], decline=_pads),
+    Rule("expand-of-itself", P("Expand|Tile", "x"), make=lambda m: m["x"], decline=_same_type),
+    Rule("expand-of-expand", P("Expand", P("Expand", "x", bind="inner", shared=True)),
+         make=lambda m: spread(m, m["x"], m.out.shape)),
+    Rule("fill-as-expand", P("ConstantOfShape"), make=_filled),
+    Rule("expand-into-pointwise", P(POINTWISE, "*"), make=lambda m: m.add(m.root.op, *_unexpanded(m), **m.root.attrs),
+         decline=_expand_matters),
+    Rule("dropout", P("Dropout", "x", "*"), make=lambda m: m["x"],
+         decline=lambda m: "it trains" if _trains(m) else "its mask is read" if _mask_is_read(m) else None),
+)
+
+
+def _trains(match: Match) -> bool:
+    inputs = match.root.inputs
+    return len(inputs) > 2 and bool(inputs[2]) and match.scalar(inputs[2]) != 0
+
+
+def _mask_is_read(match: Match) -> bool:
+    return any(match.state.uses[o] for o in match.root.outputs[1:] if o)
+
+
+RULES = (*RESHAPES, *TRANSPOSES, *PIECES, *MISCELLANY)
+__all__ = ["RULES", "TensorType", "perm_of", "permutation", "reshaped", "sliced", "transposed"]
