@@ -94,8 +94,7 @@ def _root(match: Match) -> str:
 
 POWERS = (
     Rule("power-of-one", P("Pow", "x", Const("c")), make=_take(), decline=_power(1.0)),
-    Rule("square", P("Pow", "x", Const("c")), make=lambda m: m.add("Mul", m["x"], m["x"]),
-         decline=_power(2.0)),
+    Rule("square", P("Pow", "x", Const("c")), make=lambda m: m.add("Mul", m["x"], m["x"]), decline=_power(2.0)),
     Rule("cube", P("Pow", "x", Const("c")), make=lambda m: m.add("Mul", m.add("Mul", m["x"], m["x"]), m["x"]),
          decline=_power(3.0)),
     Rule("power-of-half", P("Pow", "x", Const("c")), make=_root, decline=_power(0.5)),
@@ -106,7 +105,7 @@ POWERS = (
 )
 
 
-# --- a constant second operand in one form: x + c, x * c --------------------------------------------------------------
+# --- a constant second operand in one form: x + c, x * c ------------------------------------------------------------
 
 def _not_signed(match: Match) -> str | None:
     kind = match.type("x").dtype.kind
@@ -174,7 +173,7 @@ CONSTANT_OPERANDS = (
 )
 
 
-# --- conditions -------------------------------------------------------------------------------------------------------
+# --- conditions -----------------------------------------------------------------------------------------------------
 
 def spread(match: Match, value: str, shape: tuple[Dim, ...]) -> str:
     """The value itself where it has the shape, else an Expand to it."""
@@ -214,7 +213,7 @@ CONDITIONS = (
 )
 
 
-# --- clipping -----------------------------------------------------------------------------------------------------------
+# --- clipping -------------------------------------------------------------------------------------------------------
 
 def _bound(match: Match, name: str, default: float) -> float | None:
     return match.scalar(name) if match[name] else default
@@ -227,6 +226,10 @@ def _clip_limits(match: Match) -> tuple[float, float] | None:
         return None
     low, high, low2, high2 = (f for f in found if f is not None)
     return min(max(low, low2), high2), min(max(high, low2), high2)
+
+
+def _unknown_limit(match: Match) -> str | None:
+    return None if _clip_limits(match) else "a limit is not one known number"
 
 
 def _clip(match: Match, low: float, high: float) -> str:
@@ -249,13 +252,11 @@ def _relu_of_clip(match: Match) -> str:
 CLIPS = (
     Rule("relu-of-relu", P("Relu", P("Relu", "x", bind="inner", shared=True)),
          make=lambda m: m.node("inner").output),
-    Rule("relu-of-clip", P("Relu", P("Clip", "x", "low?", "high?")), make=_relu_of_clip,
-         decline=lambda m: None if None not in (_bound(m, "low", 0.0), _bound(m, "high", 0.0)) else "a limit is unknown"),
-    Rule("clip-of-relu", P("Clip", P("Relu", "x"), "low?", "high?"),
-         make=lambda m: _clip(m, max(_bound(m, "low", 0.0) or 0.0, 0.0), max(_bound(m, "high", math.inf) or 0.0, 0.0)),
-         decline=lambda m: None if None not in (_bound(m, "low", 0.0), _bound(m, "high", 0.0)) else "a limit is unknown"),
+    Rule("relu-of-clip", (P("Relu", P("Clip", "x", "low?", "high?")), P("Clip", P("Relu", "x"), "low?", "high?")),
+         make=_relu_of_clip, decline=lambda m: _unknown_limit(m) or (
+             "its upper limit is below zero" if (_bound(m, "high", 0.0) or 0.0) < 0.0 else None)),
     Rule("clip-of-clip", P("Clip", P("Clip", "x", "low?", "high?", bind="inner"), "low2?", "high2?"),
-         make=_clip_of_clip, decline=lambda m: None if _clip_limits(m) else "a limit is unknown"),
+         make=_clip_of_clip, decline=_unknown_limit),
     Rule("clip-without-limits", P("Clip", "x", "low?", "high?"), make=_take(),
          decline=lambda m: None if not m["low"] and not m["high"] else "it has a limit"),
     Rule("clip-from-zero", P("Clip", "x", Const("low"), "high?"), make=lambda m: m.add("Relu", m["x"]),

@@ -40,9 +40,9 @@ def _at_inference(match: Match) -> str | None:
 def scaled_channels(weight: np.ndarray, factor: np.ndarray, op: str, group: int) -> np.ndarray:
     """The weight of a Conv [M, C/g, ...] or ConvTranspose [C, M/g, ...] with its M output channels scaled."""
     if op == "Conv":
-        return weight * factor.reshape(-1, *(1,) * (weight.ndim - 1))
+        return np.asarray(weight * factor.reshape(-1, *(1,) * (weight.ndim - 1)))
     parts = weight.reshape(group, weight.shape[0] // group, *weight.shape[1:])
-    return (parts * factor.reshape(group, 1, -1, *(1,) * (weight.ndim - 2))).reshape(weight.shape)
+    return np.asarray(parts * factor.reshape(group, 1, -1, *(1,) * (weight.ndim - 2))).reshape(weight.shape)
 
 
 def rescaled_convolution(match: Match, factor: np.ndarray, offset: np.ndarray) -> str:

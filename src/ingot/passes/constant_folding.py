@@ -20,7 +20,7 @@ RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "Random
 
 
 def _symbolic(value: object) -> bool:
-    return isinstance(value, (Expr, Graph)) or isinstance(value, (tuple, list)) and any(map(_symbolic, value))
+    return isinstance(value, (Expr, Graph)) or (isinstance(value, (tuple, list)) and any(map(_symbolic, value)))
 
 
 def _keeps(node: Node, graph: Graph, constants: Mapping[str, np.ndarray]) -> str | None:

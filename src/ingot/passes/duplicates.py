@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -24,7 +24,7 @@ def frozen(value: object) -> object:
         return tuple(map(frozen, value))
     if isinstance(value, Mapping):
         return tuple(sorted((k, frozen(v)) for k, v in value.items()))
-    return type(value), value if value.__hash__ else id(value)
+    return type(value), value if isinstance(value, Hashable) else id(value)
 
 
 def _key(node: Node, inputs: tuple[str, ...]) -> object:

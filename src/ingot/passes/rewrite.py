@@ -203,9 +203,9 @@ class Match:
         """The number a constant holds in each of its elements; None if it is no constant or they differ."""
         return uniform(self.const(name))
 
-    def add(self, op: str, *inputs: str, name: str = "", **attrs: object) -> str:
+    def add(self, op: str, *inputs: str, **attrs: object) -> str:
         """A new one-output node of the replacement; gives its output's name."""
-        return self.add_many(op, inputs, attrs, (name or f"{_first(self.root)}.{op.lower()}",))[0]
+        return self.add_many(op, inputs, attrs, (f"{_first(self.root)}.{op.lower()}",))[0]
 
     def add_many(self, op: str, inputs: tuple[str, ...], attrs: Mapping[str, object],
                  stems: tuple[str, ...]) -> tuple[str, ...]:
@@ -232,7 +232,7 @@ def attribute(node: Node, name: str) -> object:
 
 def uniform(array: np.ndarray | None) -> float | None:
     """The number every element of an array is; None if there is none, or elements differ, or it is not real."""
-    if array is None or array.size == 0 or array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+    if array is None or array.size == 0 or (array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16"):
         return None
     first = array.flat[0]
     return float(first) if array.size == 1 or bool((array == first).all()) else None

@@ -73,7 +73,8 @@ def _scaled_columns(match: Match) -> str:
     if not match["b"]:
         return product
     bias = _last_axis(match, "b", weight.shape[1])
-    assert factor is not None and bias is not None      # _columns declined otherwise
+    assert factor is not None   # _columns declined otherwise
+    assert bias is not None
     return match.add("Add", product, match.constant((bias * factor).astype(weight.dtype), f"{match['b']}.scaled"))
 
 

@@ -46,7 +46,7 @@ def _same_type(match: Match) -> str | None:
     return None if match.type("x") == match.out else f"it turns {match.type('x')} into {match.out}"
 
 
-# --- reshapes -----------------------------------------------------------------------------------------------------------
+# --- reshapes -------------------------------------------------------------------------------------------------------
 
 def _no_zero(shape: tuple[Dim, ...]) -> bool:
     return all(d != 0 for d in shape)
@@ -94,7 +94,7 @@ RESHAPES = (
 )
 
 
-# --- transposes ---------------------------------------------------------------------------------------------------------
+# --- transposes -----------------------------------------------------------------------------------------------------
 
 def _composed(match: Match) -> str:
     outer, inner = perm_of(match, "Transpose"), perm_of(match, "inner")
@@ -109,17 +109,14 @@ def _moves_data(match: Match) -> str | None:
     return f"it moves the axes {moving}"
 
 
-def _transposable_constant(match: Match) -> str | None:
-    return None if match.const("x") is None else "folding does it"
-
-
 TRANSPOSES = (
     Rule("transpose-of-transpose", P("Transpose", P("Transpose", "x", bind="inner", shared=True)), make=_composed),
-    Rule("transpose-of-ones", P("Transpose", "x"), make=lambda m: reshaped(m, m["x"], m.out.shape), decline=_moves_data),
+    Rule("transpose-of-ones", P("Transpose", "x"), make=lambda m: reshaped(m, m["x"], m.out.shape),
+         decline=_moves_data),
 )
 
 
-# --- slices, pieces -----------------------------------------------------------------------------------------------------
+# --- slices, pieces -------------------------------------------------------------------------------------------------
 
 def _slices(match: Match, name: str) -> tuple[tuple[Dim, Dim, int], ...]:
     node = match.node(name)
@@ -134,7 +131,8 @@ def _slice_cuts(match: Match) -> str | None:
 
 def _slice_of_slice(match: Match) -> str:
     starts, ends, axes, steps = [], [], [], []
-    for axis, ((a, _, s), (b, count, t)) in enumerate(zip(_slices(match, "inner"), _slices(match, "Slice"), strict=True)):
+    cuts = zip(_slices(match, "inner"), _slices(match, "Slice"), strict=True)
+    for axis, ((a, _, s), (b, count, t)) in enumerate(cuts):
         if match.shape("x")[axis] != count or s != 1 or t != 1:
             start = a + b * s
             starts.append(start)
@@ -278,7 +276,7 @@ PIECES = (
 )
 
 
-# --- broadcasts, pads, casts ----------------------------------------------------------------------------------------------
+# --- broadcasts, pads, casts ----------------------------------------------------------------------------------------
 
 def _pads(match: Match) -> str | None:
     pads = match.attr("Pad", "pads")

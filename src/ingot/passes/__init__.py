@@ -1,0 +1,64 @@
+"""Graph -> Graph. Each pass is one file; the order is written once, here."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ingot.errors import InputError
+from ingot.graph import Graph, Node
+from ingot.passes.attention import recognise_attention
+from ingot.passes.batchnorm import fold_batchnorm
+from ingot.passes.constant_folding import fold_constants
+from ingot.passes.dead_code import remove_dead_code
+from ingot.passes.duplicates import merge_duplicates
+from ingot.passes.gemm import split_gemm
+from ingot.passes.graph_pass import Pass, Watch, apply, both, dump_to, graph_pass, pipeline, unwatched
+from ingot.passes.recognition import recognise
+from ingot.passes.rewrite import Rule, explain, rewrite, why_not
+from ingot.passes.scale import fold_scale
+from ingot.passes.simplify import simplify
+from ingot.target import Target
+
+PIPELINE = pipeline(
+    remove_dead_code,
+    fold_constants,
+    merge_duplicates,
+    simplify,
+    split_gemm,
+    fold_batchnorm,
+    fold_scale,
+    fold_constants,
+    recognise,
+    recognise_attention,
+    simplify,
+    fold_constants,
+    merge_duplicates,
+    remove_dead_code,
+)
+
+PASSES: Mapping[str, Pass] = {p.name: p for p in PIPELINE}
+RULES: Mapping[str, Rule] = {r.name: r for p in PASSES.values() for r in p.rules}
+
+
+def optimize(graph: Graph, target: Target, watch: Watch = unwatched) -> Graph:
+    """The graph after every pass of the pipeline; `watch` sees it before and after each."""
+    return apply(PIPELINE, graph, target, watch)
+
+
+def why(graph: Graph, name: str) -> tuple[tuple[Node, str | None], ...]:
+    """For each node a rule or pass of this name could act on: None if it would, else why it does not.
+
+    Raises InputError for an unknown name.
+    """
+    if name in RULES:
+        return explain(graph, RULES[name])
+    step = PASSES.get(name)
+    if step is None:
+        raise InputError(f"no rule or pass is called {name!r}",
+                         mend=f"rules: {', '.join(sorted(RULES))}; passes: {', '.join(PASSES)}")
+    if step.why_not is not None:
+        return tuple((n, step.why_not(graph, n)) for n in graph.nodes)
+    return tuple(pair for rule in step.rules for pair in explain(graph, rule))
+
+
+__all__ = ["PASSES", "PIPELINE", "RULES", "Pass", "Rule", "Watch", "apply", "both", "dump_to", "explain", "graph_pass",
+           "optimize", "pipeline", "rewrite", "unwatched", "why", "why_not"]
