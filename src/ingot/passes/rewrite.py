@@ -147,7 +147,7 @@ class Bound:
 class Reason:
     """The reason found deepest into the pattern: the most telling one."""
 
-    depth: int = -1
+    depth: int = -2
     text: str = "it does not match"
 
     def note(self, depth: int, text: str) -> None:
@@ -425,7 +425,7 @@ def _replaced(state: State, rule: Rule, match: Match, kept: list[Node]) -> list[
     root = match.root
     named = rule.make(match)
     stands = (named,) if isinstance(named, str) else named
-    pairs = [(old, new) for old, new in zip(root.outputs, stands, strict=False) if old and new != old]
+    pairs = [(old, new) for old, new in zip(root.outputs, stands, strict=False) if old and new and new != old]
     for old, new in pairs:
         if state.types[old] != state.types[new]:
             raise InternalError(f"rule {rule.name} turned {state.types[old]} into {state.types[new]}", where=root.where)
@@ -435,17 +435,16 @@ def _replaced(state: State, rule: Rule, match: Match, kept: list[Node]) -> list[
     rename = {new: old for old, new in pairs if new in fresh}
     made = [replace(n, inputs=tuple(rename.get(i, i) for i in n.inputs),
                     outputs=tuple(rename.get(o, o) for o in n.outputs)) for n in match.made]
+    for output in filter(None, root.outputs):
+        state.producers.pop(output, None)
     for old, new in pairs:
         if new not in fresh:
             _stand_in(state, old, new, kept, made)
     for node in made:
         state.uses.update(filter(None, node.inputs))
-    for output in filter(None, root.outputs):
-        state.producers.pop(output, None)
-    for node in made:
         state.enter(node)
     for value in filter(None, root.inputs):
-        state.release(value)
+        state.release(state.follow(value))
     return made
 
 

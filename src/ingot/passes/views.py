@@ -16,6 +16,7 @@ Decline = Callable[[Match], str | None]
 END = (1 << 63) - 1     # a Slice's "to the end"
 POINTWISE = "|".join(sorted(name for name, op in OPS.items() if op.pointwise and (
     len(op.inputs) > 1 or op.inputs[-1].endswith("*"))))
+ANY_POINTWISE = "|".join(sorted(name for name, op in OPS.items() if op.pointwise))
 
 
 def perm_of(match: Match, name: str) -> tuple[int, ...]:
@@ -305,6 +306,24 @@ def _expand_matters(match: Match) -> str | None:
     return "no input is an Expand whose shape the other inputs have"
 
 
+def _sources(match: Match) -> tuple[str, ...]:
+    """The root's inputs, each Expand replaced by what it expands."""
+    made = [(v, match.state.producers.get(v)) for v in match.root.inputs]
+    return tuple(n.inputs[0] if n is not None and n.op == "Expand" else v for v, n in made)
+
+
+def _fills_out(match: Match) -> str | None:
+    inputs = _sources(match)
+    if inputs == match.root.inputs or match.out.layout:
+        return "no input is an Expand"
+    small = broadcast(*(match.state.types[v].shape for v in inputs if v))
+    return "the result is no smaller without the Expand" if small == match.out.shape else None
+
+
+def _expanded_late(match: Match) -> str:
+    return spread(match, match.add(match.root.op, *_sources(match), **match.root.attrs), match.out.shape)
+
+
 def _filled(match: Match) -> str:
     value = match.attr(match.root, "value")
     scalar = match.constant(np.full((1,) * match.out.rank, value, match.out.dtype.numpy))
@@ -335,6 +354,7 @@ MISCELLANY = (
     Rule("fill-as-expand", P("ConstantOfShape"), make=_filled),
     Rule("expand-into-pointwise", P(POINTWISE, "*"), make=lambda m: m.add(m.root.op, *_unexpanded(m), **m.root.attrs),
          decline=_expand_matters),
+    Rule("expand-after-pointwise", P(ANY_POINTWISE, "*"), make=_expanded_late, decline=_fills_out),
     Rule("dropout", P("Dropout", "x", "*"), make=lambda m: m["x"],
          decline=lambda m: "it trains" if _trains(m) else "its mask is read" if _mask_is_read(m) else None),
 )
