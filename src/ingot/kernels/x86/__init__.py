@@ -1,0 +1,5 @@
+"""Tactics for CPUs, best guess first. NEON shares them: an instruction set is data (codegen/isa.py)."""
+from ingot.kernels.tactic import TACTICS
+from ingot.kernels.x86.conv_plain import PlainConvolution
+
+TACTICS["x86"] = TACTICS["neon"] = (PlainConvolution(),)
