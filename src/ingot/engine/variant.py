@@ -1,0 +1,60 @@
+"""Program and choices -> Variant: constants packed, memory planned."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from ingot.engine.engine import Variant
+from ingot.kernels import Kernel
+from ingot.kernels.reference import to_physical
+from ingot.lower import Program
+from ingot.plan import plan_memory
+from ingot.target import Target
+from ingot.tune import Choice, default_choice, generator_version, tactic_named
+
+
+def make_variant(program: Program, target: Target, choices: Mapping[str, Choice] | None = None,
+                 kernels: Mapping[str, Kernel] | None = None, report: Mapping[str, object] | None = None) -> Variant:
+    """Pack the constants as the chosen tactics want them, and plan the arena.
+
+    Sites without a choice get the default one. `kernels` (by site key) are those already emitted for the choices.
+    Raises UnsupportedError or CandidateError where a site's kernel cannot be built.
+    """
+    chosen, built = dict(choices or {}), dict(kernels or {})
+    for launch in program.launches:
+        key = launch.site.key
+        if not launch.native:
+            continue
+        if key not in chosen:
+            chosen[key], built[key] = default_choice(launch.site, target)
+        elif key not in built:
+            choice = chosen[key]
+            built[key] = tactic_named(choice.tactic, target).emit(launch.site, choice.params, target)
+    packed = _packed(program, chosen, target)
+    plain = {v for i, x in enumerate(program.launches) for k, v in enumerate(x.reads) if (i, k) not in packed}
+    plain |= {program.root(v)[0] for v in (*plain, *program.outputs)} | set(program.outputs)
+    kept = {k: to_physical(a, program.types[k]) for k, a in program.constants.items() if k in plain}
+    demands = [(built[x.site.key].workspace, built[x.site.key].scratch) if x.native else (0, 0)
+               for x in program.launches]
+    keys = {x.site.key for x in program.launches if x.native}
+    return Variant(target, generator_version(), replace(program, constants=kept), {k: chosen[k] for k in sorted(keys)},
+                   packed, plan_memory(program, demands, target.threads), dict(report or {}))
+
+
+def _packed(program: Program, choices: Mapping[str, Choice], target: Target) -> dict[tuple[int, int], np.ndarray]:
+    """Every constant operand that a tactic wants in another form; the same constant at the same site once."""
+    found: dict[tuple[int, int], np.ndarray] = {}
+    made: dict[tuple[str, tuple[str, ...]], Mapping[int, np.ndarray]] = {}
+    for index, launch in enumerate(program.launches):
+        constants = {i: program.constants[v] for i, v in enumerate(launch.reads)
+                     if v in program.constants and launch.site.inputs[i].constant}
+        if not launch.native or not constants:
+            continue
+        key = launch.site.key, launch.reads
+        if key not in made:
+            choice = choices[launch.site.key]
+            made[key] = tactic_named(choice.tactic, target).pack(launch.site, choice.params, target, constants)
+        found.update(((index, operand), np.ascontiguousarray(array)) for operand, array in made[key].items())
+    return found

@@ -1,0 +1,112 @@
+"""What a caller hands in, checked: names, dtypes, shapes, sizes of symbols. Every complaint says what would mend it."""
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ingot.errors import InputError
+from ingot.graph import Symbol, TensorType, evaluate, symbols_of
+from ingot.graph.dim import Expr
+
+
+def _signature(names: Sequence[str], types: Mapping[str, TensorType]) -> str:
+    return "the inputs are " + ", ".join(f"{n}: {types[n]}" for n in names)
+
+
+def ordered(feeds: tuple[object, ...], names: Sequence[str], types: Mapping[str, TensorType]) -> list[object]:
+    """The given inputs, one dict or positional, in the engine's order. Raises InputError."""
+    if len(feeds) == 1 and isinstance(feeds[0], Mapping):
+        given = feeds[0]
+        for name in given:
+            if name not in types or name not in names:
+                near = difflib.get_close_matches(str(name), names, 1)
+                raise InputError(f"the engine has no input '{name}'", why=(_signature(names, types),),
+                                 mend=f"did you mean '{near[0]}'?" if near else f"name one of: {', '.join(names)}")
+        missing = [n for n in names if n not in given]
+        if missing:
+            raise InputError(f"the input '{missing[0]}' is missing", why=(_signature(names, types),),
+                             mend=f"pass {{'{missing[0]}': array, ...}}")
+        return [given[n] for n in names]
+    if len(feeds) != len(names):
+        raise InputError(f"{len(feeds)} inputs are given, {len(names)} are wanted", why=(_signature(names, types),),
+                         mend="pass them in this order, or as one dict by name")
+    return list(feeds)
+
+
+def as_array(value: object, name: str, type_: TensorType) -> np.ndarray:
+    """The value as a dense, aligned numpy array of the right dtype; without a copy where it is one. Raises InputError."""
+    wanted = type_.dtype.numpy
+    if not isinstance(value, np.ndarray):
+        if hasattr(value, "__dlpack__"):
+            try:
+                value = np.from_dlpack(value)
+            except (BufferError, RuntimeError, TypeError, ValueError) as error:
+                raise InputError(f"the input '{name}' cannot be shared through DLPack", where=f"input '{name}'",
+                                 why=(str(error),), mend="pass it as a numpy array, or detached and on the CPU") from None
+        elif isinstance(value, np.generic):
+            value = np.asarray(value)
+        else:
+            raise InputError(f"the input '{name}' is a {type(value).__name__}, not an array", where=f"input '{name}'",
+                             mend=f"pass a numpy array, for example np.asarray(value, np.{wanted})")
+    if value.dtype != wanted and not (type_.dtype.name == "str" and value.dtype.kind in "OUS"):
+        raise InputError(f"the input '{name}' is {value.dtype}, not {wanted}", where=f"input '{name}'",
+                         why=(f"the engine takes {type_}",), mend=f"pass {name}.astype('{wanted}')")
+    flags = value.flags
+    return value if flags.c_contiguous and flags.aligned else np.array(value, order="C")
+
+
+def bind(names: Sequence[str], types: Mapping[str, TensorType], symbols: Mapping[str, Symbol],
+         shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
+    """The sizes of the symbols, from the shapes of the inputs. Raises InputError where they do not fit."""
+    sizes: dict[str, int] = {}
+    source: dict[str, str] = {}
+    later: list[tuple[str, int, Expr, int]] = []
+    for name, shape in zip(names, shapes, strict=True):
+        type_ = types[name]
+        if len(shape) != type_.rank:
+            raise InputError(f"the input '{name}' has {len(shape)} axes, not {type_.rank}", where=f"input '{name}'",
+                             why=(f"its shape is {list(shape)}, the engine takes {type_}",),
+                             mend="add or drop axes with reshape")
+        for axis, (dim, size) in enumerate(zip(type_.shape, shape, strict=True)):
+            if isinstance(dim, int):
+                if dim != size:
+                    raise _misfit(name, axis, shape, type_, f"axis {axis} must be {dim}")
+            elif str(dim) in symbols:
+                known = sizes.setdefault(str(dim), size)
+                source.setdefault(str(dim), f"axis {axis} of '{name}'")
+                if known != size:
+                    raise _misfit(name, axis, shape, type_, f"{dim} is {known} by {source[str(dim)]}, {size} here")
+            else:
+                later.append((name, axis, dim, size))
+    for name, axis, dim, size in later:
+        free = sorted(symbols_of(dim) - sizes.keys())
+        where = dict(zip(names, shapes, strict=True))[name]
+        if len(free) == 1:
+            found = _solved(dim, size, symbols[free[0]], sizes)
+            if found is None:
+                raise _misfit(name, axis, where, types[name],
+                              f"no {free[0]} in {symbols[free[0]]} makes {dim} = {size}")
+            sizes[free[0]], source[free[0]] = found, f"axis {axis} of '{name}'"
+        elif free or evaluate(dim, sizes) != size:
+            raise _misfit(name, axis, where, types[name], f"axis {axis} must be {dim}"
+                          + ("" if free else f" = {evaluate(dim, sizes)}"))
+    for symbol in symbols.values():
+        size = sizes.setdefault(symbol.name, symbol.opt)
+        if not symbol.min <= size <= symbol.max:
+            raise InputError(f"{symbol.name} = {size} is outside the engine's range {symbol.min}..{symbol.max}",
+                             where=source.get(symbol.name, ""),
+                             why=(f"the profile is {symbol} (min..opt..max), memory is planned for max",),
+                             mend=f"pass sizes from {symbol.min} to {symbol.max}, or build with a wider --shapes range")
+    return sizes
+
+
+def _solved(dim: Expr, size: int, symbol: Symbol, sizes: Mapping[str, int]) -> int | None:
+    """The symbol's value in its range that gives the dimension its size."""
+    return next((n for n in range(symbol.min, symbol.max + 1) if dim.evaluate({**sizes, symbol.name: n}) == size), None)
+
+
+def _misfit(name: str, axis: int, shape: tuple[int, ...], type_: TensorType, why: str) -> InputError:
+    return InputError(f"the input '{name}' has shape {list(shape)}, the engine takes {type_}",
+                      where=f"input '{name}', axis {axis}", why=(why,), mend="pass an array of that shape")

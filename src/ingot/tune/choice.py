@@ -1,0 +1,85 @@
+"""A choice: which tactic, at which point of its space, serves a site; and the trials it came from."""
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import ingot.kernels
+from ingot.errors import CandidateError, UnsupportedError
+from ingot.kernels import TACTICS, Kernel, Params, Site, Tactic, able
+from ingot.target import Target
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate of a race: its time in seconds, or the reason it has none."""
+
+    tactic: str
+    params: Params
+    seconds: float | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        point = ",".join(f"{k}={v}" for k, v in self.params.items())
+        time = "" if self.seconds is None else f" {self.seconds * 1e6:.1f} us"
+        return f"{self.tactic}[{point}]{time}" + (f" ({self.note})" if self.note else "")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The candidate that serves a site. `seconds` is None while it is untimed: the default, not a winner."""
+
+    site: str                   # the site's key
+    tactic: str
+    params: Params
+    seconds: float | None = None
+    trials: tuple[Trial, ...] = field(default=(), compare=False)
+
+    @property
+    def tuned(self) -> bool:
+        return self.seconds is not None
+
+    @property
+    def point(self) -> str:
+        """Tactic and parameters as one text: with the site's key, what names the generated code."""
+        return f"{self.tactic}[{','.join(f'{k}={v}' for k, v in self.params.items())}]"
+
+
+@cache
+def generator_version() -> str:
+    """Twelve hex digits for the text of the kernel generator: other text, other kernels, other times."""
+    root = Path(ingot.kernels.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def tactic_named(name: str, target: Target) -> Tactic:
+    """The tactic of this name. Raises UnsupportedError where the target has none such."""
+    for tactic in TACTICS.get(target.kind, ()):
+        if tactic.name == name:
+            return tactic
+    raise UnsupportedError(f"no tactic is called {name}", where=str(target), mend="build the engine anew")
+
+
+def default_choice(site: Site, target: Target) -> tuple[Choice, Kernel]:
+    """What an untuned build takes: the first point that can be built of the first able tactic, and its kernel.
+
+    Raises UnsupportedError where no tactic can serve the site.
+    """
+    willing, reasons = able(site, target)
+    trials: list[Trial] = []
+    for tactic in willing:
+        for params in tactic.space(site, target):
+            try:
+                kernel = tactic.emit(site, params, target)
+            except CandidateError as error:
+                trials.append(Trial(tactic.name, params, note=str(error)))
+                continue
+            return Choice(site.key, tactic.name, params, None, tuple(trials)), kernel
+    raise UnsupportedError(f"no kernel for {site}", where=str(target),
+                           why=(*reasons, *(str(t) for t in trials)),
+                           mend="meet one of the conditions above, or add a tactic under ingot/kernels")
