@@ -35,7 +35,7 @@ def make_variant(program: Program, target: Target, choices: Mapping[str, Choice]
     packed = _packed(program, chosen, target)
     plain = {v for i, x in enumerate(program.launches) for k, v in enumerate(x.reads) if (i, k) not in packed}
     plain |= {program.root(v)[0] for v in (*plain, *program.outputs)} | set(program.outputs)
-    kept = {k: to_physical(a, program.types[k]) for k, a in program.constants.items() if k in plain}
+    kept = {k: aligned(to_physical(a, program.types[k])) for k, a in program.constants.items() if k in plain}
     demands = [(built[x.site.key].workspace, built[x.site.key].scratch) if x.native else (0, 0)
                for x in program.launches]
     keys = {x.site.key for x in program.launches if x.native}
@@ -56,5 +56,17 @@ def _packed(program: Program, choices: Mapping[str, Choice], target: Target) -> 
         if key not in made:
             choice = choices[launch.site.key]
             made[key] = tactic_named(choice.tactic, target).pack(launch.site, choice.params, target, constants)
-        found.update(((index, operand), np.ascontiguousarray(array)) for operand, array in made[key].items())
+        found.update(((index, operand), aligned(array)) for operand, array in made[key].items())
     return found
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """The array, dense and starting at a multiple of 64 bytes; itself where it is so already."""
+    array = np.ascontiguousarray(array)
+    if array.dtype == object or array.__array_interface__["data"][0] % 64 == 0:
+        return array
+    raw = np.empty(array.nbytes + 64, np.uint8)
+    start = -raw.__array_interface__["data"][0] % 64
+    made = raw[start:start + array.nbytes].view(array.dtype).reshape(array.shape)
+    made[...] = array
+    return made

@@ -36,7 +36,7 @@ def ordered(feeds: tuple[object, ...], names: Sequence[str], types: Mapping[str,
 
 
 def as_array(value: object, name: str, type_: TensorType) -> np.ndarray:
-    """The value as a dense, aligned numpy array of the right dtype; without a copy where it is one. Raises InputError."""
+    """The value as a dense, aligned numpy array of the right dtype; no copy where it is one. Raises InputError."""
     wanted = type_.dtype.numpy
     if not isinstance(value, np.ndarray):
         if hasattr(value, "__dlpack__"):
@@ -44,7 +44,8 @@ def as_array(value: object, name: str, type_: TensorType) -> np.ndarray:
                 value = np.from_dlpack(value)
             except (BufferError, RuntimeError, TypeError, ValueError) as error:
                 raise InputError(f"the input '{name}' cannot be shared through DLPack", where=f"input '{name}'",
-                                 why=(str(error),), mend="pass it as a numpy array, or detached and on the CPU") from None
+                                 why=(str(error),),
+                                 mend="pass a numpy array, or the tensor detached and on the CPU") from None
         elif isinstance(value, np.generic):
             value = np.asarray(value)
         else:
@@ -55,6 +56,33 @@ def as_array(value: object, name: str, type_: TensorType) -> np.ndarray:
                          why=(f"the engine takes {type_}",), mend=f"pass {name}.astype('{wanted}')")
     flags = value.flags
     return value if flags.c_contiguous and flags.aligned else np.array(value, order="C")
+
+
+def checked_out(out: Mapping[str, np.ndarray], outputs: Sequence[tuple[str, np.dtype]],
+                shapes: Sequence[tuple[int, ...]], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """The caller's output arrays that may be written while the inputs are read. Raises InputError.
+
+    One that shares memory with an input or another one is checked too, but left out: it is filled after the run.
+    """
+    known = {name: (dtype, shape) for (name, dtype), shape in zip(outputs, shapes, strict=True)}
+    found: dict[str, np.ndarray] = {}
+    for name, array in out.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            raise InputError(f"the engine has no output '{name}'", where="out",
+                             mend=f"did you mean '{near[0]}'?" if near else f"name some of: {', '.join(known)}")
+        dtype, shape = known[name]
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
+            told = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise InputError(f"out['{name}'] is {told}", where="out",
+                             mend=f"pass np.empty({list(shape)}, np.{dtype})")
+        if not array.flags.writeable or not array.flags.c_contiguous:
+            raise InputError(f"out['{name}'] is {'read-only' if not array.flags.writeable else 'not dense'}",
+                             where="out", mend=f"pass np.empty({list(shape)}, np.{dtype})")
+        others = (*inputs, *(a for n, a in out.items() if n != name))
+        if array.flags.aligned and not any(np.may_share_memory(array, other) for other in others):
+            found[name] = array
+    return found
 
 
 def bind(names: Sequence[str], types: Mapping[str, TensorType], symbols: Mapping[str, Symbol],
