@@ -1,5 +1,10 @@
 """Tactics for CPUs, best guess first. NEON shares them: an instruction set is data (codegen/isa.py)."""
 from ingot.kernels.tactic import TACTICS
 from ingot.kernels.x86.conv_plain import PlainConvolution
+from ingot.kernels.x86.matmul import TiledMatMul
 
-TACTICS["x86"] = TACTICS["neon"] = (PlainConvolution(),)
+TACTICS["x86"] = TACTICS["neon"] = (
+    PlainConvolution(),
+
+    TiledMatMul(),
+)

@@ -14,8 +14,7 @@ import numpy as np
 
 from ingot.graph import F32, F64, Dim, evaluate, product
 from ingot.kernels.codegen import Code, Int, Isa, Value, element_of, isa_of
-from ingot.kernels.codegen.expression import declines_step
-from ingot.kernels.codegen.steps import run_steps
+from ingot.kernels.codegen.steps import declines_steps, operands_of, run_steps
 from ingot.kernels.codegen.tile import Tile, fits, lanes_of
 from ingot.kernels.tactic import Kernel, Params, Site, Tactic
 from ingot.kernels.x86.matmul_form import Form, Place, advance, form_of, spread
@@ -74,9 +73,9 @@ def declines_epilogue(site: Site, form: Form) -> str | None:
     """Why the steps after the product cannot be applied while it is in registers, or None."""
     packed = form.right if site.inputs[form.right].constant else None
     shape = site.step.types[0].shape
+    if why := declines_steps(site, site.epilogue):
+        return why
     for step in site.epilogue:
-        if why := declines_step(step):
-            return why
         if len(step.types) != 1 or step.types[0].shape != shape:
             return f"{step.op} in the epilogue changes the shape"
         for i in step.inputs:
@@ -181,8 +180,7 @@ class _Emission:
         self.packs = not self.constant and (params.get("pack", 1) == 1 or not self._even)
         self.code = Code(self.isa, site.symbols)
         self.panels: Dim = -(-form.columns // self.width)
-        read = {i for s in site.epilogue for i in s.inputs if i is not None and i >= 0}
-        self.extra = sorted(read)
+        self.extra = operands_of(site.epilogue)
 
     def kernel(self) -> Kernel:
         code, form = self.code, self.form
@@ -368,7 +366,8 @@ class _Emission:
                           column)
             into = code.offset(out, at, kind)
             for v, mask in enumerate(masks):
-                value = code.load(code.offset(held, v * self.lanes, self.element), self.element, self.lanes, align=self.align)
+                value = code.load(code.offset(held, v * self.lanes, self.element), self.element, self.lanes,
+                                  align=self.align)
                 if site.epilogue:
                     load = self._loader(places, starts, code.add(column, v * self.lanes), mask)
                     value = run_steps(code, site, 1, {0: value}, load)

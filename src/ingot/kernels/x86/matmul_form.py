@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ingot.graph import Dim, dense_strides, product
 from ingot.kernels.codegen import Code, Int
@@ -114,7 +115,7 @@ def collapsed(steps: Sequence[Dim], dims: Sequence[Dim]) -> Dim | None:
     kept = [(s, d) for s, d in zip(steps, dims, strict=True) if d != 1]
     if not kept:
         return 0
-    if any(outer != inner * size for (outer, _), (inner, size) in zip(kept, kept[1:], strict=False)):
+    if any(outer != inner * size for (outer, _), (inner, size) in pairwise(kept)):
         return None
     return kept[-1][0]
 
