@@ -1,4 +1,4 @@
-"""Pooling: windows over the spatial axes. Results lie as their input does."""
+"""Pooling: windows over the spatial axes. Results lie as their input does; those of global pooling are plain."""
 from __future__ import annotations
 
 from ingot.graph import I64, Dim, TensorType
@@ -68,7 +68,8 @@ def _global(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
     x = given(types[0])
     if x.rank < 2:
         raise ValueError(f"{x} has no channels")
-    return (TensorType(x.dtype, (*x.shape[:2], *(1,) * (x.rank - 2)), x.layout),)
+    # the result is as good as a vector: it is plain, whatever the input's layout
+    return (TensorType(x.dtype, (*x.shape[:2], *(1,) * (x.rank - 2))),)
 
 
 _GLOBAL: tuple[Sample, ...] = (
