@@ -12,9 +12,11 @@ from ingot.passes.dead_code import remove_dead_code
 from ingot.passes.duplicates import merge_duplicates
 from ingot.passes.gemm import split_gemm
 from ingot.passes.graph_pass import Pass, Watch, apply, both, dump_to, graph_pass, pipeline, unwatched
+from ingot.passes.layout import choose_layout
 from ingot.passes.recognition import recognise
 from ingot.passes.rewrite import Rule, explain, rewrite, why_not
 from ingot.passes.scale import fold_scale
+from ingot.passes.siblings import merge_siblings
 from ingot.passes.simplify import simplify
 from ingot.target import Target
 
@@ -32,7 +34,10 @@ PIPELINE = pipeline(
     simplify,
     fold_constants,
     merge_duplicates,
+    merge_siblings,
+    simplify,
     remove_dead_code,
+    choose_layout,
 )
 
 PASSES: Mapping[str, Pass] = {p.name: p for p in PIPELINE}

@@ -1,0 +1,220 @@
+"""Let convolutions work on blocked channels, from end to end.
+
+A convolution that is worth it gets the attribute `layout` ("c16" with AVX-512, "c8" with AVX2): its result lies in
+blocks of that many channels. Pointwise ops, pooling and resizing pass the layout on; a Reorder stands only where a
+blocked value meets an op that takes plain ones, or a plain value a chain of blocked ones.
+
+What is worth it: an f32 convolution of rank 3 to 5 with a constant weight, at least half a block of output channels,
+and one group, or one channel per group, or groups of whole blocks; and another such convolution that it reaches
+without leaving the blocked layout (one alone would pay for two Reorders). A convolution with fewer input channels
+than a block reads its input plain. No number changes.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from ingot.graph import F32, Graph, Node, TensorType
+from ingot.ops import OPS, infer
+from ingot.passes.duplicates import merge_duplicates
+from ingot.passes.graph_pass import graph_pass
+from ingot.passes.rewrite import attribute
+from ingot.target import Target
+
+BLOCKS = {"avx512": 16, "avx2": 8}      # channels per block, by instruction set
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+TO_PLAIN = frozenset({"GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"})
+PASS_ON = frozenset({"MaxPool", "AveragePool", "LpPool", "Resize"})
+
+
+def block_of(target: Target) -> int:
+    """Channels per block for a target; 0 where it has no use for blocks."""
+    return BLOCKS.get(target.isa, 0)
+
+
+def _channels(weight: TensorType, op: str, group: int) -> tuple[int, int] | None:
+    """(input, output) channels of a convolution, where they are known."""
+    a, b = weight.shape[0], weight.shape[1]
+    if not isinstance(a, int) or not isinstance(b, int):
+        return None
+    return (b * group, a) if op == "Conv" else (a, b * group)
+
+
+def unfit(graph: Graph, node: Node, block: int) -> str | None:
+    """Why a node is no convolution to be blocked, None if it is one."""
+    if node.op not in CONVOLUTIONS:
+        return f"it is {node.op}, not a convolution"
+    if not block:
+        return "the target has no blocked layout"
+    x, weight = graph.types[node.inputs[0]], graph.types[node.inputs[1]]
+    if x.dtype != F32 or not 3 <= x.rank <= 5:
+        return f"its input is {x}: not f32 of rank 3 to 5"
+    if node.inputs[1] not in graph.constants:
+        return "its weight is not a constant"
+    group = int(str(attribute(node, "group")))
+    channels = _channels(weight, node.op, group)
+    if channels is None:
+        return "its channels are not known"
+    inner, outer = channels
+    if outer < block // 2:
+        return f"{outer} output channels leave most of a block of {block} empty"
+    if group == 1 or (group == inner == outer and node.op == "Conv"):
+        return None
+    if (inner // group) % block or (outer // group) % block:
+        return f"its groups have {inner // group} and {outer // group} channels, not whole blocks of {block}"
+    return None
+
+
+def _carries(graph: Graph, node: Node, value: str) -> bool:
+    """Whether a node takes a blocked `value` as one that gives its result its layout."""
+    op, x = OPS.get(node.op), graph.types[value]
+    if op is None or not op.blocked or x.dtype != F32 or x.rank < 3 or node.op in CONVOLUTIONS:
+        return False
+    if node.op in TO_PLAIN:
+        return value == node.inputs[0]
+    if len(node.outputs) > 1:
+        return False
+    out = graph.types[node.output]
+    if out.dtype != F32 or out.rank != x.rank or out.shape[1] != x.shape[1] or not isinstance(out.shape[1], int):
+        return False
+    if not op.pointwise:
+        return node.op in PASS_ON and value == node.inputs[0] and out.shape[0] == x.shape[0]
+    return all(_operand(graph, i, out) for i in node.inputs if i)
+
+
+def _operand(graph: Graph, value: str, out: TensorType) -> bool:
+    """Whether a pointwise op with this blocked result can read the value: blocked, one number, or one a channel."""
+    t = graph.types[value]
+    if t.dtype != F32:
+        return False
+    array = graph.constants.get(value)
+    if array is not None:
+        full = (1,) * (out.rank - array.ndim) + array.shape
+        return array.ndim <= out.rank and all(d == 1 for i, d in enumerate(full) if i != 1)
+    return t.size == 1 or (t.rank == out.rank and t.shape[1] == out.shape[1])
+
+
+def _chains(graph: Graph, block: int) -> dict[int, int]:
+    """Convolution that fits (by id) -> how many such convolutions its chain of blocked ops has."""
+    parent: dict[str, str] = {}
+
+    def root(value: str) -> str:
+        while parent.setdefault(value, value) != value:
+            value = parent[value]
+        return value
+
+    fits = [n for n in graph.nodes if unfit(graph, n, block) is None]
+    ids = {id(n) for n in fits}
+    for node in graph.nodes:
+        if id(node) in ids:
+            parent[root(node.inputs[0])] = root(node.output)
+        elif any(_carries(graph, node, i) for i in node.inputs if i):
+            for value in node.inputs:
+                if value and value not in graph.constants and node.op not in TO_PLAIN:
+                    parent[root(value)] = root(node.output)
+    count: dict[str, int] = {}
+    for node in fits:
+        count[root(node.output)] = count.get(root(node.output), 0) + 1
+    return {id(n): count[root(n.output)] for n in fits}
+
+
+def why_not(graph: Graph, node: Node) -> str | None:
+    """None if the convolution would be blocked (blocks of 16), else why it stays plain."""
+    reason = unfit(graph, node, 16)
+    if reason is None and _chains(graph, 16)[id(node)] < 2:
+        return "no other blocked convolution is reached from it: the Reorders would cost more than it gains"
+    return reason
+
+
+@dataclass
+class _Places:
+    """The graph being laid out, and under which names each of its values exists, by layout."""
+
+    graph: Graph
+    nodes: list[Node] = field(default_factory=list)
+    types: dict[str, TensorType] = field(default_factory=dict)
+    names: dict[str, dict[str, str]] = field(default_factory=dict)      # value -> layout -> name
+
+    def blocked(self, value: str) -> str:
+        """The blocked layout a value first came in, "" for none."""
+        return next(iter(self.names.get(value, {"": value})))
+
+    def get(self, value: str, layout: str) -> str:
+        """The name of a value in a layout; a Reorder is added where it is not there yet."""
+        there = self.names.setdefault(value, {"": value})
+        if layout not in there:
+            name = value if layout == "" else self.fresh(f"{value}.{layout}")
+            # a graph output keeps its plain name; the blocked one was made under another
+            if name in self.types:
+                name = self.fresh(f"{value}.plain")
+            self.put(Node("Reorder", (there[self.blocked(value)],), (name,), MappingProxyType({"layout": layout})))
+            there[layout] = name
+        return there[layout]
+
+    def fresh(self, stem: str) -> str:
+        count, name = 0, stem
+        while name in self.types or name in self.graph.types:
+            count += 1
+            name = f"{stem}.{count}"
+        return name
+
+    def put(self, node: Node) -> None:
+        made = infer(node, tuple(self.types[i] if i else None for i in node.inputs))
+        self.types.update((o, t) for o, t in zip(node.outputs, made, strict=True) if o)
+        self.nodes.append(node)
+
+    def place(self, node: Node, inputs: tuple[str, ...], layout: str, attrs: Mapping[str, object]) -> None:
+        """Put a node whose first output lies in `layout`."""
+        first = node.output
+        name = self.fresh(f"{first}.{layout}") if layout and first in self.graph.outputs else first
+        self.put(replace(node, inputs=inputs, outputs=(name, *node.outputs[1:]), attrs=MappingProxyType(dict(attrs))))
+        self.names[first] = {layout: name}
+
+
+@graph_pass(after=(merge_duplicates,), why_not=why_not)
+def choose_layout(graph: Graph, target: Target) -> Graph:
+    """Lay the results of convolutions, and what follows them, in blocks of channels; Reorder at the edges."""
+    block = block_of(target)
+    chains = _chains(graph, block) if block else {}
+    if not any(count > 1 for count in chains.values()):
+        return graph
+    layout = f"c{block}"
+    at = _Places(graph, types={v: graph.types[v] for v in (*graph.inputs, *graph.constants)})
+    for node in graph.nodes:
+        if chains.get(id(node), 0) > 1:
+            _convolution(at, node, layout, block)
+        elif (carried := [i for i in node.inputs if i and at.blocked(i)]) and any(
+                _carries(graph, node, i) for i in carried):
+            _carrier(at, node, layout)
+        else:
+            inputs = tuple(at.get(i, "") if i else "" for i in node.inputs)
+            at.place(node, inputs, "", node.attrs)
+    for value in graph.outputs:
+        at.get(value, "")
+    return replace(graph, nodes=tuple(at.nodes), types=MappingProxyType(at.types))
+
+
+def _convolution(at: _Places, node: Node, layout: str, block: int) -> None:
+    x = node.inputs[0]
+    channels = at.graph.types[x].shape[1]
+    few = isinstance(channels, int) and channels < block
+    plain = few and not at.blocked(x) and attribute(node, "group") == 1
+    inputs = (at.get(x, "" if plain else layout), *node.inputs[1:])
+    at.place(node, inputs, layout, {**node.attrs, "layout": layout})
+
+
+def _carrier(at: _Places, node: Node, layout: str) -> None:
+    graph = at.graph
+    inputs: list[str] = []
+    for value in node.inputs:
+        if not value:
+            inputs.append(value)
+            continue
+        beside = not OPS[node.op].pointwise and value != node.inputs[0]
+        lies_plain = beside or value in graph.constants or graph.types[value].size == 1
+        inputs.append(at.get(value, "" if lies_plain else layout))
+    at.place(node, tuple(inputs), "" if node.op in TO_PLAIN else layout, node.attrs)
+
+
+__all__ = ["block_of", "choose_layout", "unfit", "why_not"]
