@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peak import peak_gflops
-from benchmarks.zoo import ZOO, Entry
+from benchmarks.zoo import MODELS, ZOO, Entry
 from ingot.bench import alternate, onnxruntime_peer, openvino_peer, summary, torch_peer
 
 PEERS = ("torch", "onnxruntime", "openvino")
@@ -58,17 +58,17 @@ def measure(entry: Entry, path: Path, batch: int, arguments: argparse.Namespace)
     kept = []
     if "ingot" in arguments.runtimes:
         session = _ingot(path, arguments.threads, arguments.batch, arguments.budget, Path(arguments.engines))
-        outputs["ingot"] = next(iter(session.run(feeds).values())).copy()
+        outputs["ingot"] = session.run(feeds)[entry.outputs[0]].copy()
         out = {k: v.copy() for k, v in session.run(feeds).items()}
         calls["ingot"] = partial(session.run, feeds, out=out)
         kept.append(session)
     makers = {
-        "torch": lambda: torch_peer(entry.module(), entry.inputs, ["output"], arguments.threads),
+        "torch": lambda: torch_peer(entry.module(), entry.inputs, entry.outputs, arguments.threads),
         "onnxruntime": lambda: onnxruntime_peer(str(path), arguments.threads),
         "openvino": lambda: openvino_peer(str(path), arguments.threads, {n: a.shape for n, a in feeds.items()})}
     for name in (n for n in PEERS if n in arguments.runtimes):
         peer = makers[name]()
-        outputs[name] = next(iter(peer.run(feeds).values()))
+        outputs[name] = peer.run(feeds)[entry.outputs[0]]
         calls[name] = partial(peer.call, feeds)
         kept.append(peer)
     seconds = alternate(calls, arguments.seconds)
@@ -110,7 +110,7 @@ def table(report: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=list(ZOO), choices=list(ZOO))
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(ZOO))
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 8])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=8.0, help="per model and batch, all runtimes together")

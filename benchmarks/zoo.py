@@ -249,7 +249,7 @@ ZOO: dict[str, Entry] = {e.name: e for e in (
     Entry("mobilenetv2", lambda: _convolutional(MobileNetV2(), 96), IMAGE, _SIDE, gmac=0.301),
     Entry("vit_b16", lambda: _transformer(Vit()), IMAGE, _SIDE, gmac=17.56),
     Entry("bert_base", lambda: _transformer(Bert()), TOKENS, _TEXT, _HIDDEN, 11.17),
-    Entry("minilm", MiniLm, TOKENS, _TEXT, ("embedding",), 1.434),
+    Entry("minilm", MiniLm, TOKENS, _TEXT, ("sentence",), 1.434),
     # small ones, for tests: the same ops in the same order, fewer of them
     Entry("resnet18_small", lambda: _convolutional(ResNet((1, 1, 1, 1), False, 16), 64), IMAGE, _SMALL),
     Entry("resnet50_small", lambda: _convolutional(ResNet((1, 1, 1, 1), True, 16), 64), IMAGE, _SMALL),
