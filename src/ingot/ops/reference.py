@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from ingot.errors import InputError, UnsupportedError
@@ -16,6 +16,7 @@ from ingot.graph import Expr, Graph, Node, dtype_from_numpy
 from ingot.graph import evaluate as size_at
 from ingot.ops import OPS, OPSET
 from ingot.ops.evaluation import OWN
+from ingot.ops.fallback import attribute_protos
 from ingot.ops.onnx_form import ENUM_OF, Promoted, onnx_attributes, onnx_inputs
 from ingot.ops.shapes import dim_from
 
@@ -37,19 +38,8 @@ def _frozen(value: object) -> object:
 
 def onnx_node(node: Node, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.NodeProto:
     """The node as ONNX writes it, over the given value names."""
-    made = helper.make_node(node.op, list(inputs), list(outputs), domain=_domain(node))
-    for name, value in sorted(onnx_attributes(node).items()):
-        if isinstance(value, np.ndarray):
-            made.attribute.append(helper.make_attribute(name, numpy_helper.from_array(value)))
-        elif isinstance(value, (tuple, list)) and not len(value):
-            made.attribute.append(helper.make_attribute(name, [], attr_type=onnx.AttributeProto.INTS))
-        else:
-            made.attribute.append(helper.make_attribute(name, list(value) if isinstance(value, tuple) else value))
-    return made
-
-
-def _domain(node: Node) -> str:
-    return node.op.rpartition("::")[0]
+    return onnx.NodeProto(op_type=node.op, input=list(inputs), output=list(outputs),
+                          attribute=attribute_protos(onnx_attributes(node)))
 
 
 def _built(node: Node, arrays: Sequence[np.ndarray | None]) -> Any:
