@@ -43,7 +43,7 @@ def _ingot(path: Path, threads: int, batches: Iterable[int], budget: float | Non
     file = engines / f"{path.stem}-{threads}.ingot"
     if not file.exists():
         least, most = min(batches), max(batches)
-        shapes = {name: f"{least}..{least}..{most}" for name in ZOO[path.stem].inputs}
+        shapes = dict.fromkeys(ZOO[path.stem].inputs, f"{least}..{least}..{most}")
         start = time.perf_counter()
         ingot.build(path, shapes=shapes, options=ingot.BuildOptions(threads=threads, budget=budget)).save(file)
         print(f"  built {file.name} in {time.perf_counter() - start:.1f} s", flush=True)

@@ -1,0 +1,194 @@
+"""Verification: what passes, what does not, what the verdict says, and that a wrong value is found and named."""
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ingot.errors import InputError
+from ingot.graph import Graph, parse
+from ingot.ops import infer
+from ingot.ops.reference import run_graph
+from ingot.verify import (
+    Verdict,
+    compare,
+    first_divergence,
+    index_limit,
+    original_from,
+    probes,
+    random_feeds,
+    reference_original,
+    refuse,
+    tolerances,
+    verify,
+)
+from ingot.verify.verify import failing_probe
+
+MLP = """
+    symbol N: 1..4..8
+    input x: f32[N,64]
+    const w: f32[64,32]
+    const v: f32[32,20]
+    h = MatMul(x, w)
+    r = Relu(h)
+    y = MatMul(r, v)
+    return y
+"""
+LOOKUP = """
+    symbol N: 1..2..8
+    input input_ids: i64[N,6]
+    input attention_mask: i64[N,6]
+    const words: f32[50,8]
+    c = Cast(input_ids) {'to': 'i32'}
+    e = Gather(words, c) {'axis': 0}
+    m = Cast(attention_mask) {'to': 'f32'}
+    u = Unsqueeze(m) {'axes': (2,)}
+    y = Mul(e, u)
+    return y
+"""
+
+
+def mlp() -> Graph:
+    return parse(MLP, infer)
+
+
+def test_a_right_engine_passes_on_random_resized_and_special_inputs():
+    graph = mlp()
+    verdict = verify(lambda feeds: run_graph(graph, feeds), reference_original(graph), graph)
+    assert verdict.passed
+    assert [c.inputs for c in verdict.cases] == [
+        "random at N=4", "random at N=2", "special values (zeros, large, tiny, NaN, +inf, -inf)"]
+    assert "onnx.reference" in verdict.original and str(verdict).startswith("verified: ")
+
+
+def test_an_engine_in_another_order_of_sums_passes():
+    graph = mlp()
+    c = graph.constants
+
+    def run(feeds):
+        wide = [a.astype(np.float64) for a in (feeds["x"], c["w"], c["v"])]
+        return {"y": (np.maximum(wide[0] @ wide[1], 0) @ wide[2]).astype(np.float32)}
+    assert verify(run, reference_original(graph), graph).passed
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda y: y * np.float32(1.001),
+    lambda y: np.where(np.arange(y.size).reshape(y.shape) == y.size - 1, y + np.float32(0.01), y),
+    lambda y: np.nan_to_num(y, nan=0.0),
+    lambda y: y[:, :-1],
+    lambda y: y.astype(np.float64)], ids=["scaled", "one element", "NaN lost", "shape", "dtype"])
+def test_a_wrong_engine_does_not_pass(spoil):
+    graph = mlp()
+    verdict = verify(lambda feeds: {"y": spoil(run_graph(graph, feeds)["y"])}, reference_original(graph), graph)
+    assert not verdict.passed
+    error = refuse(verdict)
+    assert "--allow-unverified" in str(error) and "why:" in str(error)
+
+
+def test_an_engine_that_is_wrong_only_off_the_tuned_batch_does_not_pass():
+    graph = mlp()
+
+    def run(feeds):
+        y = run_graph(graph, feeds)["y"]
+        return {"y": y if len(y) == 4 else y * 0}
+    verdict = verify(run, reference_original(graph), graph)
+    assert {c.inputs: c.passed for c in verdict.cases}["random at N=4"]
+    assert not {c.inputs: c.passed for c in verdict.cases}["random at N=2"]
+
+
+def test_the_first_diverging_node_is_named():
+    graph = mlp()
+    everything = replace(graph, outputs=("h", "r", "y"))
+
+    def watched(feeds):
+        values = dict(run_graph(everything, feeds))
+        values["r"] = values["r"] + np.float32(0.1)
+        values["y"] = values["r"] @ graph.constants["v"]
+        return values
+    verdict = verify(lambda feeds: {"y": watched(feeds)["y"]}, reference_original(graph), graph)
+    probe = failing_probe(verdict, graph)
+    assert first_divergence(watched(probe.feeds), graph, probe).startswith("Relu 'r'")
+    assert first_divergence(run_graph(everything, probe.feeds), graph, probe).startswith("none: every kernel")
+
+
+def test_a_verdict_survives_json():
+    graph = mlp()
+    verdict = verify(lambda feeds: run_graph(graph, feeds), reference_original(graph), graph)
+    assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
+
+
+def test_no_comparison_is_no_pass():
+    assert not Verdict("nobody", "engine").passed
+    assert "nothing could be compared" in str(refuse(Verdict("nobody", "engine")))
+
+
+def test_time_that_is_used_up_is_told():
+    graph = mlp()
+    verdict = verify(lambda feeds: run_graph(graph, feeds), reference_original(graph), graph, seconds=0.0)
+    assert len(verdict.cases) == 2 and "used up" in verdict.skipped[0]
+
+
+def test_given_inputs_come_first():
+    graph = mlp()
+    feeds = {"x": np.ones((3, 64), np.float32)}
+    verdict = verify(lambda f: run_graph(graph, f), reference_original(graph), graph, inputs=[feeds])
+    assert verdict.cases[0].inputs == "given inputs 1" and verdict.passed
+
+
+def test_tolerance_grows_with_the_square_root_of_the_sum():
+    short, long = (tolerances(parse(f"input x: f32[4,{k}]\nconst w: f32[{k},8]\ny = MatMul(x, w)\nreturn y", infer),
+                              {})["y"].relative for k in (99, 9999))
+    assert long == pytest.approx(10 * short)
+    assert short == pytest.approx(8 * 2 * 2**-24 * 10)
+
+
+def test_integers_must_be_equal():
+    graph = parse("input x: i64[4]\ny = Add(x, x)\nreturn y", infer)
+    assert tolerances(graph, {})["y"].relative == 0.0
+    assert not verify(lambda f: {"y": f["x"] * 2 + 1}, reference_original(graph), graph).passed
+
+
+def test_indices_stay_inside_the_table_and_masks_are_prefixes():
+    graph = parse(LOOKUP, infer)
+    assert index_limit(graph, "input_ids") == 50
+    for probe in probes(graph):
+        assert probe.feeds["input_ids"].min() >= 0 and probe.feeds["input_ids"].max() < 50
+        mask = probe.feeds["attention_mask"]
+        assert set(np.unique(mask)) <= {0, 1} and (np.diff(mask, axis=1) <= 0).all() and (mask[:, 0] == 1).all()
+    assert np.array_equal(random_feeds(graph, {"N": 2}, 5)["input_ids"], random_feeds(graph, {"N": 2}, 5)["input_ids"])
+
+
+def test_an_original_may_be_a_callable_and_must_be_something():
+    graph = mlp()
+    assert original_from(lambda feeds: run_graph(graph, feeds), graph).run(random_feeds(graph, {"N": 1}, 0))
+    with pytest.raises(InputError, match="is no original"):
+        original_from(7, graph)
+    with pytest.raises(InputError, match="needs the model's file"):
+        original_from("onnxruntime", graph)
+
+
+def test_a_pytorch_module_is_an_original():
+    torch = pytest.importorskip("torch")
+    graph = mlp()
+    module = torch.nn.Sequential(torch.nn.Linear(64, 32, bias=False), torch.nn.ReLU(),
+                                 torch.nn.Linear(32, 20, bias=False))
+    with torch.no_grad():
+        module[0].weight.copy_(torch.from_numpy(graph.constants["w"].T))
+        module[2].weight.copy_(torch.from_numpy(graph.constants["v"].T))
+    original = original_from(module, graph)
+    assert original.name.startswith("PyTorch")
+    assert verify(lambda feeds: run_graph(graph, feeds), original, graph).passed
+
+
+def test_comparing_counts_patterns_and_scales():
+    a = np.array([[1.0, np.nan, np.inf, 2.0]], np.float32)
+    assert compare(a, a).within(0.0)
+    b = np.array([[1.0, 3.0, np.inf, 2.0]], np.float32)
+    assert compare(a, b).wrong_pattern == 1 and compare(a, b).where == (0, 1)
+    assert compare(np.array([-np.inf]), np.array([np.inf])).wrong_pattern == 1
+    items = np.array([[1e6, 1e6], [1e-3, 1e-3]])
+    off = items + np.array([[0, 0], [0, 1e-4]])
+    assert compare(off, items).relative == pytest.approx(1e-10)
+    assert compare(off, items, items=True).relative == pytest.approx(0.1)
+    assert compare(np.zeros((0, 3)), np.zeros((0, 3))).within(0.0)
+    assert not compare(np.array(["a"], object), np.array(["b"], object)).within(0.0)
