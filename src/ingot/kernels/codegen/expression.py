@@ -300,6 +300,13 @@ def _shrink(c: Call) -> Value:
     return code.select(code.fcompare("ogt", c.x, c.like(bound)), code.fsub(c.x, bias), low)
 
 
+def _batch_normalization(c: Call) -> Value:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias."""
+    code, scale, bias, mean, variance = c.code, *(c.arg(i) for i in range(1, 5))
+    factor = code.fdiv(scale, math.square_root(code, code.fadd(variance, c.number("epsilon", 1e-5))))
+    return code.fma(code.fsub(c.x, mean), factor, bias)
+
+
 def _power(c: Call) -> Value:
     exponent = c.y if c.y.element == "float" else _cast(c.code, c.y, c.dtypes[1] or F32, F32)
     return math.power(c.code, c.x, exponent)
@@ -388,7 +395,7 @@ _FLOAT_ONLY: dict[str, Rule] = {
     "Asinh": _unary(math.asinh), "Acosh": _unary(math.acosh), "Atanh": _unary(math.atanh),
     "Floor": _rounding("floor"), "Ceil": _rounding("ceil"), "Round": _rounding("roundeven"),
     "IsNaN": lambda c: from_mask(c.code, c.code.fcompare("uno", c.x, c.x)), "IsInf": _is_inf,
-    "Sum": _sum, "Mean": _mean,
+    "Sum": _sum, "Mean": _mean, "BatchNormalization": _batch_normalization,
 }
 _ANY: dict[str, Rule] = {
     "Add": _arithmetic("fadd", "add"), "Sub": _arithmetic("fsub", "sub"), "Mul": _arithmetic("fmul", "mul"),
@@ -403,7 +410,7 @@ _ANY: dict[str, Rule] = {
 _MOVES: dict[str, Rule] = {"Identity": lambda c: c.x, "Dropout": lambda c: c.x, "Where": _where}
 _RULES: Mapping[str, Rule] = {**_FLOAT_ONLY, **_ANY, **_MOVES}
 _CHEAP_F64 = frozenset(("LeakyRelu", "ThresholdedRelu", "HardSigmoid", "HardSwish", "Softsign", "Shrink", "Sqrt",
-                        "Reciprocal", "Floor", "Ceil", "Round", "IsNaN", "IsInf", "Sum", "Mean",
+                        "Reciprocal", "Floor", "Ceil", "Round", "IsNaN", "IsInf", "Sum", "Mean", "BatchNormalization",
                         "Exp", "Log", "Sigmoid", "Swish", "Softplus"))
 
 

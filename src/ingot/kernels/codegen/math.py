@@ -1,14 +1,14 @@
 """Math functions on vectors in registers.
 
 Stated error, over every f32: `exp`, `exp2`, `log`, `log1p`, `expm1`, `erf`, `tanh`, `sigmoid`, `sin`, `cos`, `tan`,
-`asin`, `acos`, `atan`, `sinh`, `cosh`, `asinh`, `acosh`, `atanh`, `power`, `softplus`: at most 2 ulp, with NaN, infinities and
-denormal numbers as IEEE has them. The frequent ones stay in f32; the others are computed in f64 and rounded once.
-On f64 only `exp`, `log`, `sigmoid` and `softplus` work.
+`asin`, `acos`, `atan`, `sinh`, `cosh`, `asinh`, `acosh`, `atanh`, `power`, `softplus`: at most 2 ulp, with NaN,
+infinities and denormal numbers as IEEE has them. The frequent ones stay in f32; the others are computed in f64 and
+rounded once. On f64 only `exp`, `log`, `sigmoid` and `softplus` work.
 """
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ingot.kernels.codegen.code import Code, Value, vector
 
@@ -485,8 +485,9 @@ def power(code: Code, x: Value, y: Value) -> Value:
     """
     found = code.variable(code.fmul(x, x))
     done = code.variable(Value("i1", "false"))
-    cheap = ((3.0, lambda: code.fmul(code.fmul(x, x), x)), (0.5, lambda: square_root(code, x)),
-             (-1.0, lambda: code.fdiv(like(code, x, 1.0), x)))
+    cheap: tuple[tuple[float, Callable[[], Value]], ...] = (
+        (3.0, lambda: code.fmul(code.fmul(x, x), x)), (0.5, lambda: square_root(code, x)),
+        (-1.0, lambda: code.fdiv(like(code, x, 1.0), x)))
     done.set(_all_lanes(code, code.fcompare("oeq", y, like(code, y, 2.0))))
     for exponent, make in cheap:
         same = _all_lanes(code, code.fcompare("oeq", y, like(code, y, exponent)))

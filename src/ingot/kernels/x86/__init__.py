@@ -1,10 +1,13 @@
 """Tactics for CPUs, best guess first. NEON shares them: an instruction set is data (codegen/isa.py)."""
 from ingot.kernels.tactic import TACTICS
 from ingot.kernels.x86.conv_plain import PlainConvolution
+from ingot.kernels.x86.general import GENERAL
 from ingot.kernels.x86.matmul import TiledMatMul
 
 TACTICS["x86"] = TACTICS["neon"] = (
     PlainConvolution(),
 
     TiledMatMul(),
+
+    *GENERAL,
 )
