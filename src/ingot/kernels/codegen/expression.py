@@ -6,6 +6,7 @@ the reference does. Integers wrap; an integer division by zero gives 0.
 from __future__ import annotations
 
 import math as numbers
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -51,7 +52,7 @@ class Call:
 
     def number(self, name: str, default: float) -> Value:
         """A number given as an attribute, in every lane."""
-        return self.like(float(self.attrs.get(name, default)))      # type: ignore[arg-type]
+        return self.like(_single(self.attrs.get(name, default)))
 
     def like(self, number: float) -> Value:
         return math.like(self.code, self.x, number)
@@ -62,6 +63,11 @@ class Call:
 
 
 Rule = Callable[[Call], Value]
+
+
+def _single(number: object) -> float:
+    """A number as ONNX keeps it in an attribute: in f32."""
+    return float(struct.unpack("<f", struct.pack("<f", number))[0])
 
 
 # --- booleans ---------------------------------------------------------------------------------------------------------
@@ -248,17 +254,17 @@ def _exponential(c: Call, scale: float, x: Value) -> Value:
 
 
 def _elu(c: Call) -> Value:
-    return c.code.select(_positive(c), c.x, _exponential(c, float(c.attrs.get("alpha", 1.0)), c.x))  # type: ignore[arg-type]
+    return c.code.select(_positive(c), c.x, _exponential(c, _single(c.attrs.get("alpha", 1.0)), c.x))
 
 
 def _celu(c: Call) -> Value:
-    alpha = float(c.attrs.get("alpha", 1.0))                        # type: ignore[arg-type]
+    alpha = _single(c.attrs.get("alpha", 1.0))
     return c.code.select(_positive(c), c.x, _exponential(c, alpha, c.code.fdiv(c.x, c.like(alpha))))
 
 
 def _selu(c: Call) -> Value:
-    alpha = float(c.attrs.get("alpha", 1.67326319217681884765625))  # type: ignore[arg-type]
-    gamma = float(c.attrs.get("gamma", 1.05070102214813232421875))  # type: ignore[arg-type]
+    alpha = _single(c.attrs.get("alpha", 1.67326319217681884765625))
+    gamma = _single(c.attrs.get("gamma", 1.05070102214813232421875))
     return c.code.select(_positive(c), c.code.fmul(c.x, c.like(gamma)), _exponential(c, alpha * gamma, c.x))
 
 
@@ -275,11 +281,11 @@ def _hard_sigmoid(c: Call, alpha: float | None = None, beta: float | None = None
 
 
 def _hard_swish(c: Call) -> Value:
-    return c.code.fmul(c.x, _hard_sigmoid(c, 1 / 6, 0.5))
+    return c.code.fmul(c.x, _hard_sigmoid(c, _single(1 / 6), 0.5))
 
 
 def _swish(c: Call) -> Value:
-    alpha = float(c.attrs.get("alpha", 1.0))                        # type: ignore[arg-type]
+    alpha = _single(c.attrs.get("alpha", 1.0))
     scaled = c.x if alpha == 1.0 else c.code.fmul(c.x, c.like(alpha))
     return c.code.fmul(c.x, math.sigmoid(c.code, scaled))
 
@@ -295,7 +301,7 @@ def _softsign(c: Call) -> Value:
 
 def _shrink(c: Call) -> Value:
     code, bias = c.code, c.number("bias", 0.0)
-    bound = float(c.attrs.get("lambd", 0.5))                        # type: ignore[arg-type]
+    bound = _single(c.attrs.get("lambd", 0.5))
     low = code.select(code.fcompare("olt", c.x, c.like(-bound)), code.fadd(c.x, bias), c.like(0))
     return code.select(code.fcompare("ogt", c.x, c.like(bound)), code.fsub(c.x, bias), low)
 

@@ -84,7 +84,7 @@ def load_lanes(code: Code, side: Side, stride: Dim, lanes: int, mask: Value | No
     if isinstance(stride, int):
         places = Value(iota.type, "<" + ", ".join(f"i64 {i * stride}" for i in range(lanes)) + ">")
     else:
-        places = code.binary("mul", iota, code.splat(code.int(code.dim(stride)), lanes))
+        places = code.binary("mul", iota, code.splat(code.value(code.dim(stride)), lanes))
     return code.gather(side.pointer, places, side.element, mask)
 
 
