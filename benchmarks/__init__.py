@@ -1,0 +1,1 @@
+"""The measurements that claims are made from."""

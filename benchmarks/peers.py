@@ -91,8 +91,8 @@ def table(report: dict[str, Any]) -> str:
     by = {(r["model"], r["batch"], r["runtime"]): r for r in report["rows"]}
     ratios = [(f"{peer} / ingot", peer) for peer in runtimes if peer != "ingot"] if "ingot" in runtimes else []
     head = ["model", "batch", *(f"{r} ms" for r in runtimes), *(title for title, _ in ratios)]
-    lines = [f"Median milliseconds, f32, {report['threads']} threads, {report['cpu']}, {report['date']}. In parentheses: "
-             f"share of the {report['peak_gflops']:.0f} GFLOP/s that a register-only loop of multiply-adds reaches.",
+    lines = [f"Median milliseconds, f32, {report['threads']} threads, {report['cpu']}, {report['date']}.",
+             f"In parentheses: share of the {report['peak_gflops']:.0f} GFLOP/s a loop of multiply-adds alone reaches.",
              "", "Versions: " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()) + ".", "",
              "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for model, batch in dict.fromkeys((r["model"], r["batch"]) for r in report["rows"]):

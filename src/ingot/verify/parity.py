@@ -26,8 +26,14 @@ def _as_numbers(array: np.ndarray) -> np.ndarray:
     return array if array.dtype.kind in "OUSc" else array.astype(np.float64)
 
 
-def compare(got: np.ndarray, wanted: np.ndarray, *, items: bool = False) -> Difference:
-    """Compare `got` with `wanted`, of any dtype. With `items`, axis 0 counts items, each with its own scale."""
+def compare(got: np.ndarray, wanted: np.ndarray, *, items: bool = False, loose: np.ndarray | None = None
+            ) -> Difference:
+    """Compare `got` with `wanted`, of any dtype.
+
+    With `items`, axis 0 counts items, each with its own scale. `loose` marks (broadcast from the left: one bool per
+    item, or one in all) where any NaN or infinity may stand for another and for a finite number, though never a
+    finite number for one of them.
+    """
     if got.shape != wanted.shape or got.dtype != wanted.dtype:
         note = f"{got.dtype}{list(got.shape)} where {wanted.dtype}{list(wanted.shape)} was due"
         return Difference(float("inf"), float("inf"), 0.0, 0, note=note)
@@ -38,6 +44,8 @@ def compare(got: np.ndarray, wanted: np.ndarray, *, items: bool = False) -> Diff
     a, b = _as_numbers(got), _as_numbers(wanted)
     finite = np.isfinite(a) & np.isfinite(b)
     same = finite | (np.isnan(a) & np.isnan(b)) | (a == b)
+    if loose is not None:
+        same |= ~np.isfinite(a) & loose.reshape(loose.shape + (1,) * (a.ndim - loose.ndim))
     apart = np.where(finite, np.abs(np.where(finite, a, 0) - np.where(finite, b, 0)), 0.0)
     magnitude = np.where(finite, np.abs(np.where(finite, b, 0)), 0.0)
     axes = tuple(range(1 if items and b.ndim > 1 else 0, b.ndim))
