@@ -9,7 +9,7 @@ import pytest
 from ingot.graph import F32, F64, Symbol, TensorType, evaluate, symbol
 from ingot.kernels import Operand, Site, Step, Tactic
 from ingot.kernels.codegen import target_for
-from ingot.kernels.reference import from_physical, to_physical
+from ingot.kernels.x86.conv_direct import DirectConvolution, ProductConvolution, StemConvolution
 from ingot.kernels.x86.conv_plain import PlainConvolution
 from ingot.ops import OPS
 from ingot.ops.convolution import convolution_window, transposed_window
@@ -17,7 +17,7 @@ from ingot.runtime.compiler import assembly
 from ingot.runtime.harness import run_logical
 from ingot.runtime.host import host_target
 
-TACTICS: tuple[Tactic, ...] = (PlainConvolution(),)
+TACTICS: tuple[Tactic, ...] = (DirectConvolution(), ProductConvolution(), StemConvolution(), PlainConvolution())
 
 
 def convolved(x: np.ndarray, w: np.ndarray, window, groups: int) -> np.ndarray:
@@ -110,53 +110,57 @@ def check(tactic: Tactic, site: Site, isa: str, batch: int = 1, threads: int = 1
         assert got.shape == want.shape
         scale = 1e-5 if site.output.dtype == F32 else 1e-12
         worst = np.abs(got - want).max() / max(1.0, np.abs(want).max())
-        assert worst < scale * 4, f"{tactic.name} {dict(params)}: off by {worst}"
+        assert worst < scale * 4, f"{tactic.name} {_form(params)}: off by {worst}"
+
+
+def _form(**form):
+    return form
 
 
 FORMS = {
-    "3x3": dict(x=(1, 3, 9, 11), w=(5, 3, 3, 3)),
-    "same": dict(x=(2, 16, 14, 14), w=(32, 16, 3, 3), pads=(1, 1, 1, 1)),
-    "stem": dict(x=(1, 3, 32, 30), w=(40, 3, 7, 7), strides=(2, 2), pads=(3, 3, 3, 3), bias=False),
-    "1x1": dict(x=(2, 33, 7, 9), w=(17, 33, 1, 1)),
-    "1x1 stride": dict(x=(1, 24, 14, 14), w=(64, 24, 1, 1), strides=(2, 2)),
-    "uneven": dict(x=(1, 8, 10, 13), w=(24, 8, 3, 3), strides=(2, 1), pads=(0, 1, 2, 1)),
-    "dilated": dict(x=(1, 40, 15, 15), w=(12, 40, 3, 3), dilations=(2, 3), pads=(2, 3, 2, 3)),
-    "wide": dict(x=(1, 17, 3, 70), w=(80, 17, 1, 3), pads=(0, 1, 0, 1)),
-    "all": dict(x=(2, 32, 5, 5), w=(48, 32, 5, 5)),
-    "1d": dict(x=(2, 16, 40), w=(32, 16, 9), strides=(3,), dilations=(2,), pads=(4, 3)),
-    "3d": dict(x=(1, 16, 4, 5, 6), w=(24, 16, 3, 2, 3), strides=(1, 1, 2), pads=(1, 0, 1, 1, 1, 1)),
-    "upper": dict(x=(1, 16, 9, 9), w=(24, 16, 3, 3), auto_pad="SAME_UPPER", strides=(2, 2)),
-    "lower": dict(x=(1, 16, 9, 9), w=(24, 16, 2, 2), auto_pad="SAME_LOWER"),
-    "far pads": dict(x=(1, 16, 3, 3), w=(16, 16, 3, 3), pads=(4, 3, 5, 4)),
+    "3x3": _form(x=(1, 3, 9, 11), w=(5, 3, 3, 3)),
+    "same": _form(x=(2, 16, 14, 14), w=(32, 16, 3, 3), pads=(1, 1, 1, 1)),
+    "stem": _form(x=(1, 3, 32, 30), w=(40, 3, 7, 7), strides=(2, 2), pads=(3, 3, 3, 3), bias=False),
+    "1x1": _form(x=(2, 33, 7, 9), w=(17, 33, 1, 1)),
+    "1x1 stride": _form(x=(1, 24, 14, 14), w=(64, 24, 1, 1), strides=(2, 2)),
+    "uneven": _form(x=(1, 8, 10, 13), w=(24, 8, 3, 3), strides=(2, 1), pads=(0, 1, 2, 1)),
+    "dilated": _form(x=(1, 40, 15, 15), w=(12, 40, 3, 3), dilations=(2, 3), pads=(2, 3, 2, 3)),
+    "wide": _form(x=(1, 17, 3, 70), w=(80, 17, 1, 3), pads=(0, 1, 0, 1)),
+    "all": _form(x=(2, 32, 5, 5), w=(48, 32, 5, 5)),
+    "1d": _form(x=(2, 16, 40), w=(32, 16, 9), strides=(3,), dilations=(2,), pads=(4, 3)),
+    "3d": _form(x=(1, 16, 4, 5, 6), w=(24, 16, 3, 2, 3), strides=(1, 1, 2), pads=(1, 0, 1, 1, 1, 1)),
+    "upper": _form(x=(1, 16, 9, 9), w=(24, 16, 3, 3), auto_pad="SAME_UPPER", strides=(2, 2)),
+    "lower": _form(x=(1, 16, 9, 9), w=(24, 16, 2, 2), auto_pad="SAME_LOWER"),
+    "far pads": _form(x=(1, 16, 3, 3), w=(16, 16, 3, 3), pads=(4, 3, 5, 4)),
 }
 GROUPED = {
-    "groups": dict(x=(1, 12, 8, 8), w=(24, 4, 3, 3), group=3, pads=(1, 1, 1, 1)),
-    "big groups": dict(x=(2, 32, 7, 7), w=(64, 16, 3, 3), group=2, pads=(1, 1, 1, 1)),
-    "resnext": dict(x=(1, 32, 6, 6), w=(32, 4, 3, 3), group=8, pads=(1, 1, 1, 1)),
+    "groups": _form(x=(1, 12, 8, 8), w=(24, 4, 3, 3), group=3, pads=(1, 1, 1, 1)),
+    "big groups": _form(x=(2, 32, 7, 7), w=(64, 16, 3, 3), group=2, pads=(1, 1, 1, 1)),
+    "resnext": _form(x=(1, 32, 6, 6), w=(32, 4, 3, 3), group=8, pads=(1, 1, 1, 1)),
 }
 DEPTHWISE = {
-    "3x3": dict(x=(2, 16, 9, 9), w=(16, 1, 3, 3), group=16, pads=(1, 1, 1, 1)),
-    "3x3 stride": dict(x=(1, 35, 13, 10), w=(35, 1, 3, 3), group=35, strides=(2, 2), pads=(1, 1, 1, 1)),
-    "5x5": dict(x=(1, 24, 28, 28), w=(24, 1, 5, 5), group=24, pads=(2, 2, 2, 2)),
-    "wide": dict(x=(1, 17, 3, 70), w=(17, 1, 3, 3), group=17, pads=(1, 1, 1, 1)),
-    "dilated": dict(x=(1, 32, 12, 12), w=(32, 1, 3, 3), group=32, dilations=(2, 2), pads=(2, 2, 2, 2)),
-    "uneven": dict(x=(1, 8, 7, 9), w=(8, 1, 2, 3), group=8, strides=(1, 2), pads=(0, 2, 1, 0)),
-    "1d": dict(x=(2, 24, 30), w=(24, 1, 5), group=24, pads=(4, 0)),
-    "3d": dict(x=(1, 24, 4, 5, 6), w=(24, 1, 3, 3, 3), group=24, pads=(1, 1, 1, 1, 1, 1)),
+    "3x3": _form(x=(2, 16, 9, 9), w=(16, 1, 3, 3), group=16, pads=(1, 1, 1, 1)),
+    "3x3 stride": _form(x=(1, 35, 13, 10), w=(35, 1, 3, 3), group=35, strides=(2, 2), pads=(1, 1, 1, 1)),
+    "5x5": _form(x=(1, 24, 28, 28), w=(24, 1, 5, 5), group=24, pads=(2, 2, 2, 2)),
+    "wide": _form(x=(1, 17, 3, 70), w=(17, 1, 3, 3), group=17, pads=(1, 1, 1, 1)),
+    "dilated": _form(x=(1, 32, 12, 12), w=(32, 1, 3, 3), group=32, dilations=(2, 2), pads=(2, 2, 2, 2)),
+    "uneven": _form(x=(1, 8, 7, 9), w=(8, 1, 2, 3), group=8, strides=(1, 2), pads=(0, 2, 1, 0)),
+    "1d": _form(x=(2, 24, 30), w=(24, 1, 5), group=24, pads=(4, 0)),
+    "3d": _form(x=(1, 24, 4, 5, 6), w=(24, 1, 3, 3, 3), group=24, pads=(1, 1, 1, 1, 1, 1)),
 }
-MULTIPLIED = {"multiplied": dict(x=(1, 24, 8, 8), w=(48, 1, 5, 5), group=24, pads=(2, 2, 2, 2))}
+MULTIPLIED = {"multiplied": _form(x=(1, 24, 8, 8), w=(48, 1, 5, 5), group=24, pads=(2, 2, 2, 2))}
 TRANSPOSED = {
-    "plain": dict(x=(1, 3, 5, 6), w=(3, 4, 3, 3)),
-    "2x2": dict(x=(2, 16, 7, 7), w=(16, 8, 2, 2), strides=(2, 2)),
-    "padded": dict(x=(1, 8, 6, 5), w=(8, 20, 3, 3), strides=(2, 2), pads=(1, 1, 1, 1), output_padding=(1, 1)),
-    "gan": dict(x=(1, 24, 6, 6), w=(24, 17, 4, 4), strides=(2, 2), pads=(1, 1, 1, 1)),
-    "groups": dict(x=(1, 6, 5, 5), w=(6, 2, 3, 3), group=3, strides=(2, 1)),
-    "1d": dict(x=(1, 4, 9), w=(4, 5, 3), strides=(2,)),
-    "3d": dict(x=(1, 2, 3, 4, 5), w=(2, 3, 2, 2, 2), strides=(2, 2, 2)),
-    "dilated": dict(x=(1, 4, 6, 6), w=(4, 3, 3, 3), dilations=(2, 2), strides=(1, 3)),
-    "uneven": dict(x=(1, 3, 5, 5), w=(3, 4, 3, 3), pads=(0, 1, 1, 0), bias=False),
-    "depthwise": dict(x=(1, 8, 6, 6), w=(8, 1, 3, 3), group=8, strides=(2, 2)),
-    "shaped": dict(x=(1, 3, 5, 5), w=(3, 4, 3, 3), strides=(3, 2), output_shape=(15, 10)),
+    "plain": _form(x=(1, 3, 5, 6), w=(3, 4, 3, 3)),
+    "2x2": _form(x=(2, 16, 7, 7), w=(16, 8, 2, 2), strides=(2, 2)),
+    "padded": _form(x=(1, 8, 6, 5), w=(8, 20, 3, 3), strides=(2, 2), pads=(1, 1, 1, 1), output_padding=(1, 1)),
+    "gan": _form(x=(1, 24, 6, 6), w=(24, 17, 4, 4), strides=(2, 2), pads=(1, 1, 1, 1)),
+    "groups": _form(x=(1, 6, 5, 5), w=(6, 2, 3, 3), group=3, strides=(2, 1)),
+    "1d": _form(x=(1, 4, 9), w=(4, 5, 3), strides=(2,)),
+    "3d": _form(x=(1, 2, 3, 4, 5), w=(2, 3, 2, 2, 2), strides=(2, 2, 2)),
+    "dilated": _form(x=(1, 4, 6, 6), w=(4, 3, 3, 3), dilations=(2, 2), strides=(1, 3)),
+    "uneven": _form(x=(1, 3, 5, 5), w=(3, 4, 3, 3), pads=(0, 1, 1, 0), bias=False),
+    "depthwise": _form(x=(1, 8, 6, 6), w=(8, 1, 3, 3), group=8, strides=(2, 2)),
+    "shaped": _form(x=(1, 3, 5, 5), w=(3, 4, 3, 3), strides=(3, 2), output_shape=(15, 10)),
 }
 ISAS = ("avx512", "avx2")
 LAYOUTS = {"avx512": ("", "c16"), "avx2": ("", "c8")}
@@ -189,7 +193,7 @@ def test_every_transposed_convolution(isa, a, b, form) -> None:
 @pytest.mark.cpu
 @pytest.mark.parametrize("name", ["same", "1x1", "dilated"])
 def test_double_precision_and_weights_that_are_not_constant(name) -> None:
-    for layout, more in itertools.product(("", "c16"), (dict(dtype=F64), dict(constant=False))):
+    for layout, more in itertools.product(("", "c16"), (_form(dtype=F64), _form(constant=False))):
         check(PlainConvolution(), make_site(**FORMS[name], layout_in=layout, layout_out=layout, **more), "avx512")
     form = TRANSPOSED["gan"]
     for layout in ("", "c16"):

@@ -1,11 +1,12 @@
 """Tactics for CPUs, best guess first. NEON shares them: an instruction set is data (codegen/isa.py)."""
 from ingot.kernels.tactic import TACTICS
+from ingot.kernels.x86.conv_direct import DirectConvolution, ProductConvolution, StemConvolution
 from ingot.kernels.x86.conv_plain import PlainConvolution
 from ingot.kernels.x86.general import GENERAL
 from ingot.kernels.x86.matmul import TiledMatMul
 
 TACTICS["x86"] = TACTICS["neon"] = (
-    PlainConvolution(),
+    ProductConvolution(), DirectConvolution(), StemConvolution(), PlainConvolution(),
 
     TiledMatMul(),
 

@@ -184,7 +184,8 @@ def extra(site: Site, index: int) -> Extra | str:
     steps = list(operand.steps)
     inner = steps.pop() if t.layout else 0
     missing = out.rank - t.rank
-    shape, steps = (1,) * missing + t.shape, [0] * missing + steps
+    shape: tuple[Dim, ...] = (1,) * missing + t.shape
+    steps = [*(0,) * missing, *steps]
     for axis, (size, whole) in enumerate(zip(shape, out.shape, strict=True)):
         if size == 1:
             steps[axis] = 0

@@ -162,7 +162,7 @@ class _Plain(_Loops):
     def _columns(self, row: Value, ow: Int, kw: Int, mask: Value | None) -> Value:
         """The input under tap `kw` for each lane; zero outside the input."""
         code, f, lanes = self.code, self.f, self.lanes
-        k, s, d, begin, size = (code.dim(v[2]) for v in (f.kernel, f.strides, f.dilations, f.begins, f.size))
+        s, d, begin, size = (code.dim(v[2]) for v in (f.strides, f.dilations, f.begins, f.size))
         step = code.dim(f.x.steps[4])
 
         def wide(number: Int) -> Value:

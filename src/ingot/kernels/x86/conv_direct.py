@@ -1,0 +1,533 @@
+"""Convolutions into blocked outputs as register tiles: some output pixels x some vectors of output channels.
+
+One generator serves three tactics: kernels over blocked input, 1x1 kernels over flattened pixels (a product), and
+the first layer of a network, whose plain input has few channels (input "blocks" of one channel). Weights are packed
+[channel group][input block][taps][input lane][vectors x lanes], so that a tile reads them as one stream. Where there
+is padding, each thread first copies the rows that a strip of output rows needs into its scratch, zeros around them.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import gcd
+
+import numpy as np
+
+from ingot.graph import F32, Dim
+from ingot.graph.dim import symbols_of
+from ingot.kernels import Kernel, Params, Site, Tactic
+from ingot.kernels.codegen import Code, Int, Isa, Value, isa_of
+from ingot.kernels.codegen.tile import Tile, fits
+from ingot.kernels.x86.conv_form import Epilogue, Form, Placed, declines_epilogue, form, pack_channels
+from ingot.target import Target
+
+_FLAT_LEAST = 6         # narrowest row of a flattened grid of pixels
+_KEEP = 256 << 10       # bytes of input a strip may take: it stays in the second-level cache beside the weights
+_INLINE = 3             # epilogues of up to this many steps are emitted for every vector of a tile
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The form as tiles see it: a kernel of 1x1 over dense pixels is a grid of any convenient shape."""
+
+    f: Form
+    block: int              # input channels per block of the input (1: plain)
+    padded: bool            # rows are copied between zeros
+
+    @property
+    def blocks(self) -> int:
+        """Input blocks per group."""
+        return -(-self.f.depth // self.block)
+
+    @property
+    def steps(self) -> int:
+        """Depth steps of one sum, padding lanes included."""
+        return self.blocks * self.f.taps * self.block
+
+
+class DirectConvolution(Tactic):
+    """Blocked input and output, any window."""
+
+    name = "x86.conv_direct_blocked"
+
+    def declines(self, site: Site, target: Target) -> str | None:
+        found = _declines(site, target)
+        if isinstance(found, str):
+            return found
+        if not found.x.block:
+            return "the input is plain"
+        if _is_product(found):
+            return "a 1x1 kernel"
+        return None
+
+    def space(self, site: Site, target: Target) -> Iterator[Params]:
+        yield from points(site, _grid(site), target)
+
+    def pack(self, site: Site, params: Params, target: Target,
+             constants: Mapping[int, np.ndarray]) -> Mapping[int, np.ndarray]:
+        grid = _grid(site)
+        packed = pack_channels(site, grid.f, constants)
+        packed[grid.f.weight_index] = pack_weight(grid, constants[grid.f.weight_index], params["vectors"],
+                                                  isa_of(target).lanes)
+        return packed
+
+    def emit(self, site: Site, params: Params, target: Target) -> Kernel:
+        return _Emitter(site, _grid(site), params, isa_of(target)).kernel(self.name)
+
+
+class ProductConvolution(DirectConvolution):
+    """A 1x1 kernel: a product over pixels."""
+
+    name = "x86.conv_1x1"
+
+    def declines(self, site: Site, target: Target) -> str | None:
+        found = _declines(site, target)
+        if isinstance(found, str):
+            return found
+        if not found.x.block:
+            return "the input is plain"
+        return None if _is_product(found) else "no 1x1 kernel"
+
+
+class StemConvolution(DirectConvolution):
+    """Plain input, blocked output: the first layer of a network."""
+
+    name = "x86.conv_stem"
+
+    def declines(self, site: Site, target: Target) -> str | None:
+        found = _declines(site, target)
+        if isinstance(found, str):
+            return found
+        return "the input is blocked" if found.x.block else None
+
+
+def _is_product(f: Form) -> bool:
+    return f.taps == 1 and f.pads_zero
+
+
+def _declines(site: Site, target: Target) -> Form | str:
+    f = form(site)
+    if isinstance(f, str):
+        return f
+    isa = isa_of(target)
+    if f.transposed:
+        return "a transposed convolution"
+    if f.dtype != F32:
+        return f"elements of type {f.dtype}"
+    if f.out.block != isa.block or f.x.block not in (0, isa.block):
+        return "the output is not in this instruction set's blocked layout"
+    if not f.constant_weight or (f.bias_index is not None and not f.constant_bias):
+        return "the weight is not constant"
+    if f.groups > 1 and (f.width % isa.block or (f.x.block and f.depth % isa.block)):
+        return "groups that are not whole channel blocks"
+    if any(isinstance(p, int) and p < 0 for p in (*f.begins, *f.ends)):
+        return "negative padding"
+    if f.out.steps[4] != f.out.block or f.x.steps[4] != max(1, f.x.block):
+        return "strided pixels"
+    if not f.static and (f.kernel[0] > 1 or not f.pads_zero and symbols_of(f.begins[1]) | symbols_of(f.begins[2])):
+        return "symbolic spatial sizes with symbolic padding or three axes"
+    return declines_epilogue(site) or f
+
+
+def _grid(site: Site) -> Grid:
+    f = form(site)
+    if isinstance(f, str):
+        raise ValueError(f)
+    whole = all(p.type.layout and p.steps[3] == p.steps[4] * p.type.shape[-1] for p in (f.x, f.out))
+    if _is_product(f) and f.strides == (1, 1, 1) and f.size[0] == 1 and whole and not _spatial_extras(site, f):
+        f = _flattened(f)
+    padded = not f.pads_zero
+    return Grid(f, max(1, f.x.block), padded)
+
+
+def _spatial_extras(site: Site, f: Form) -> bool:
+    """Whether an epilogue operand lies over the pixels otherwise than the output."""
+    for operand in site.inputs:
+        t = operand.type
+        if t.layout == f.out.type.layout and t.shape == f.out.type.shape and operand.strides is None:
+            continue
+        if t.rank > 2 and any(d != 1 for d in t.shape[max(1, t.rank - f.out.type.rank + 2):]) and not operand.constant:
+            return True
+        if operand.constant and t.rank == f.out.type.rank and operand is not site.inputs[f.weight_index] and any(
+                d != 1 for d in t.shape[2:]):
+            return True
+    return False
+
+
+def _flattened(f: Form) -> Form:
+    """The pixels of a dense 1x1 convolution as rows of a width that tiles well."""
+    pixels = f.size[1] * f.size[2]
+    rows, columns = f.size[1], f.size[2]
+    if isinstance(pixels, int):
+        widths = [w for w in range(_FLAT_LEAST, 29) if pixels % w == 0]
+        if widths:
+            best = next((w for w in (14, 28, 7) if w in widths), max(widths))
+            rows, columns = pixels // best, best
+    else:
+        rows, columns = 1, pixels
+
+    def reshaped(p: Placed) -> Placed:
+        return replace(p, steps=(*p.steps[:3], p.steps[4] * columns, p.steps[4]))
+
+    return replace(f, size=(1, rows, columns), out_size=(1, rows, columns), x=reshaped(f.x), out=reshaped(f.out))
+
+
+def pack_weight(grid: Grid, weight: np.ndarray, vectors: int, lanes: int) -> np.ndarray:
+    """[group][channel group][input block][taps][input lane][vectors x lanes], flat; what is past the end is zero."""
+    f = grid.f
+    count = _vectors(f, lanes)
+    whole = np.zeros((f.groups, count * lanes, grid.blocks * grid.block, f.taps), np.float32)
+    whole[:, :f.width, :f.depth] = weight.reshape(f.groups, f.width, f.depth, f.taps)
+    split = whole.reshape(f.groups, count, lanes, grid.blocks, grid.block, f.taps)
+    parts = []
+    for g in range(f.groups):
+        for start in range(0, count, vectors):
+            part = split[g, start:start + vectors]
+            part = part.reshape(-1, grid.blocks, grid.block, f.taps).transpose(1, 3, 2, 0)
+            parts.append(np.ascontiguousarray(part).reshape(-1))
+    return np.concatenate(parts)
+
+
+def _vectors(f: Form, lanes: int) -> int:
+    """Vectors of output channels per group, whole blocks."""
+    return -(-f.width // f.out.block) * (f.out.block // lanes)
+
+
+# --- the space ------------------------------------------------------------------------------------------------------
+
+
+def _most(isa: Isa, vectors: int) -> int:
+    """The most pixels a tile of so many vectors may have."""
+    return max(p for p in range(1, 29) if fits(isa, p, vectors))
+
+
+def _tile(f: Form, isa: Isa, vectors: int) -> tuple[int, int]:
+    """(rows, columns) of the tile that fills the registers best."""
+    most, width, height = _most(isa, vectors), f.out_size[2], f.out_size[1]
+    if not isinstance(width, int) or not isinstance(height, int):
+        return 1, min(most, 14)
+    if width <= most:
+        return max(1, min(most // width, height)), width
+    pieces = -(-width // most)
+    return 1, -(-width // pieces)
+
+
+def _strip(grid: Grid, rows: int, parts: int, threads: int, batch: int) -> int:
+    """Output rows per task: a whole number of tiles whose input stays in cache, and enough tasks for the threads."""
+    f = grid.f
+    height, width = f.out_size[1], f.size[2]
+    if not isinstance(height, int) or not isinstance(width, int):
+        return 8
+    row = f.depth * width * 4 * f.strides[1] * f.kernel[0]
+    most = max(rows, _KEEP // max(1, row) // rows * rows)
+    pieces = -(-height // min(most, height))
+    while (pieces * batch * parts) % threads and pieces < -(-height // rows):
+        pieces += 1
+    return -(-(-(-height // pieces)) // rows) * rows
+
+
+def points(site: Site, grid: Grid, target: Target) -> Iterator[Params]:
+    """Register tiles by the loads they need per multiply-add, then other strips and orders."""
+    f, isa = grid.f, isa_of(target)
+    count = _vectors(f, isa.lanes)
+    unit = f.out.block // isa.lanes
+    batch = f.batch if isinstance(f.batch, int) else site.symbols[0].opt
+    ranked: list[tuple[float, Params]] = []
+    for vectors in range(unit, 7, unit):
+        if vectors > count:
+            break
+        rows, columns = _tile(f, isa, vectors)
+        pixels = rows * columns
+        rest = count % vectors
+        waste = 1.3 if rest else 1.0
+        if pixels * vectors < 6 and vectors < count:
+            continue
+        height = f.out_size[1] if isinstance(f.out_size[1], int) else rows
+        ragged = (height % rows) / height
+        cost = waste * (1 + 0.5 * ragged) * (max(1.0, 10 / (pixels * vectors))) * (1 + (pixels + vectors) / (pixels * vectors))
+        strip = _strip(grid, rows, -(-count // vectors) * f.groups, target.threads, batch)
+        ranked.append((cost, {"rows": rows, "columns": columns, "vectors": vectors, "strip": strip, "order": 0}))
+    ranked.sort(key=lambda r: r[0])
+    seen: list[Params] = []
+    for _, point in ranked[:4]:
+        height = f.out_size[1]
+        strips = [point["strip"]]
+        if isinstance(height, int):
+            whole = -(-height // point["rows"]) * point["rows"]
+            strips += [whole, max(point["rows"], point["strip"] // 2 // point["rows"] * point["rows"])]
+        for strip in strips:
+            for order in (0, 1) if strip >= point["strip"] else (0,):
+                if order and isinstance(height, int) and grid.padded and strip < height:
+                    continue        # every channel group would copy the input again
+                seen.append({**point, "strip": strip, "order": order})
+    yield from (p for i, p in enumerate(seen) if p not in seen[:i])
+
+
+# --- the kernel -----------------------------------------------------------------------------------------------------
+
+
+class _Emitter:
+    """One kernel function under construction."""
+
+    def __init__(self, site: Site, grid: Grid, params: Params, isa: Isa) -> None:
+        self.site, self.grid, self.f, self.params, self.isa = site, grid, grid.f, params, isa
+        self.code = Code(isa, site.symbols)
+        self.lanes = isa.lanes
+        self.count = _vectors(self.f, self.lanes)
+        self.rows, self.columns = params["rows"], params["columns"]
+        self.vectors, self.strip = params["vectors"], params["strip"]
+        self.parts = -(-self.count // self.vectors)             # channel groups per conv group
+        f = self.f
+        in_rows = (self.strip - 1) * f.strides[1] + (f.kernel[1] - 1) * f.dilations[1] + 1
+        width: Dim = (f.out_size[2] - 1) * f.strides[2] + (f.kernel[2] - 1) * f.dilations[2] + 1
+        if grid.padded:
+            row: Dim = width * grid.block
+            plane = row * in_rows
+            depth = plane * f.kernel[0]
+            self.x_steps: tuple[Dim, Dim, Dim, Dim] = (depth, plane, row, grid.block)   # block, tap of depth, row, column
+            self.scratch: Dim = depth * -(-f.channels // grid.block) * 4
+        else:
+            self.x_steps = (f.x.steps[1], f.x.steps[2] * f.dilations[0], f.x.steps[3], f.x.steps[4])
+            self.scratch = 0
+        self.scratch = (self.scratch + 63) // 64 * 64
+        self.in_rows, self.in_width = in_rows, width
+
+    def kernel(self, name: str) -> Kernel:
+        code = self.code
+        with code.function("conv_direct"):
+            self._function()
+        return Kernel(name, code.module(), ("conv_direct",), 0, self.scratch)
+
+    def _function(self) -> None:
+        code, f = self.code, self.f
+        self.x, self.w = code.buffer(f.x_index), code.buffer(f.weight_index)
+        self.y = len(self.site.inputs)
+        self.epilogue = Epilogue(code, self.site, f, self.lanes)
+        if self.grid.padded:
+            area = code.buffer(self.y + 2)
+            self.area = code.offset(area, code.mul(code.thread, code.dim(self.scratch)), "i8")
+            held = code.variable(code.value(-1))
+        batch, depth, height = (code.dim(d) for d in (f.batch, f.out_size[0], f.out_size[1]))
+        strips = code.ceildiv(height, self.strip)
+        groups = self.parts * f.groups
+        places = code.mul(code.mul(batch, depth), strips)
+        with code.share(code.mul(places, groups)) as task:
+            if self.params["order"]:
+                group, place = code.div(task, places), code.rem(task, places)
+            else:
+                place, group = code.div(task, groups), code.rem(task, groups)
+            n, od, strip = code.unflatten(place, (batch, depth, strips))
+            row = code.mul(strip, self.strip)
+            rows = code.min(code.sub(height, row), self.strip)
+            if isinstance(height, int) and height % self.strip == 0:
+                rows = self.strip
+            if self.grid.padded:
+                with code.when(code.compare("!=", held.get(), place)):
+                    self._copy(n, od, row, rows)
+                    held.set(code.value(place))
+            self._strip(n, od, row, rows, group)
+
+    # --- padding ------------------------------------------------------------------------------------------------
+
+    def _copy(self, n: Int, od: Int, row: Int, rows: Int) -> None:
+        """The input rows under a strip, with zeros where there is padding, into this thread's scratch."""
+        code, f, grid = self.code, self.f, self.grid
+        blocks = -(-f.channels // grid.block)
+        needed = code.add(code.mul(code.sub(rows, 1), f.strides[1]), (f.kernel[1] - 1) * f.dilations[1] + 1)
+        with code.loop(0, blocks) as c, _each(code, f.kernel[0]) as kd, code.loop(0, needed) as r:
+            target = code.offset(self.area, self._scratch_offset(c, kd, r))
+            d = code.sub(code.add(code.mul(od, f.strides[0]), code.mul(kd, f.dilations[0])), code.dim(f.begins[0]))
+            h = code.sub(code.add(code.mul(row, f.strides[1]), r), code.dim(f.begins[1]))
+            inside = code.binary("and", code.compare(">=", code.value(h), 0),
+                                 code.compare("<", code.value(h), code.dim(f.size[1])))
+            if f.kernel[0] > 1 or f.begins[0] != 0 or f.ends[0] != 0:
+                there = code.binary("and", code.compare(">=", code.value(d), 0),
+                                    code.compare("<", code.value(d), code.dim(f.size[0])))
+                inside = code.binary("and", inside, there)
+            width = code.mul(code.dim(self.in_width), grid.block)
+            left = code.min(code.mul(code.dim(f.begins[2]), grid.block), width)
+            middle = code.min(code.mul(code.dim(f.size[2]), grid.block), code.sub(width, left))
+            start = code.select(inside, code.value(left), code.value(0))
+            taken = code.select(inside, code.value(middle), code.value(0))
+            self._fill(target, start)
+            source = code.offset(self.x, f.x.offset(code, n, c, d, h, 0))
+            self._move(code.offset(target, start), source, taken)
+            done = code.add(start, taken)
+            self._fill(code.offset(target, done), code.sub(width, done))
+
+    def _scratch_offset(self, block: Int, kd: Int, row: Int) -> Int:
+        code = self.code
+        total: Int = 0
+        for i, step in zip((block, kd, row), self.x_steps, strict=False):
+            total = code.add(total, code.mul(i, code.dim(step)))
+        return total
+
+    def _vectors_and_rest(self, count: Int) -> Iterator[tuple[Int, Value | None]]:
+        code, lanes = self.code, self.lanes
+        exact = self.grid.block % lanes == 0
+        whole = count if exact else code.mul(code.div(count, lanes), lanes)
+        with code.loop(0, whole, lanes) as i:
+            yield i, None
+        if not exact:
+            yield whole, code.mask(code.sub(count, whole), lanes)
+
+    def _fill(self, target: Value, count: Int) -> None:
+        for i, mask in self._vectors_and_rest(count):
+            self.code.store(self.code.zero("float", self.lanes), self.code.offset(target, i), mask)
+
+    def _move(self, target: Value, source: Value, count: Int) -> None:
+        for i, mask in self._vectors_and_rest(count):
+            value = self.code.load(self.code.offset(source, i), "float", self.lanes, mask)
+            self.code.store(value, self.code.offset(target, i), mask)
+
+    # --- tiles --------------------------------------------------------------------------------------------------
+
+    def _strip(self, n: Int, od: Int, row: Int, rows: Int, group: Int) -> None:
+        """All the pixels of a strip, for one group of channels."""
+        code, f, grid = self.code, self.f, self.grid
+        outer = code.div(group, self.parts) if f.groups > 1 else 0
+        part = code.rem(group, self.parts) if f.groups > 1 else group
+        if grid.padded:
+            source = self.area
+        else:
+            source = code.offset(self.x, f.x.offset(code, n, 0, code.mul(od, f.strides[0]),
+                                                    code.mul(row, f.strides[1]), 0))
+        blocks = code.mul(outer, grid.blocks)
+        source = code.offset(source, code.mul(blocks, code.dim(self.x_steps[0])))
+        weight = code.mul(outer, grid.steps * self.count * self.lanes)
+        weight = code.add(weight, code.mul(part, grid.steps * self.vectors * self.lanes))
+        stream = code.offset(self.w, weight)
+        first = code.add(code.mul(outer, self.count), code.mul(part, self.vectors))     # vector of output channels
+        whole, rest = divmod(self.count, self.vectors)
+        place = (n, od, row)
+        if not rest:
+            self._rows(place, rows, first, source, stream, self.vectors)
+            return
+        if whole:
+            with code.when(code.compare("<", code.value(part), whole)):
+                self._rows(place, rows, first, source, stream, self.vectors)
+        with code.when(code.compare(">=", code.value(part), whole)):
+            self._rows(place, rows, first, source, stream, rest)
+
+    def _rows(self, place: tuple[Int, Int, Int], rows: Int, first: Int, source: Value, stream: Value,
+              vectors: int) -> None:
+        code, f = self.code, self.f
+        step = self.rows
+        whole = code.mul(code.div(rows, step), step)
+        with code.loop(0, whole, step) as r:
+            self._columns(place, r, step, first, source, stream, vectors)
+        if step > 1 and whole is not rows and whole != rows:
+            with code.loop(whole, rows) as r:
+                self._columns(place, r, 1, first, source, stream, vectors)
+
+    def _columns(self, place: tuple[Int, Int, Int], r: Int, rows: int, first: Int, source: Value, stream: Value,
+                 vectors: int) -> None:
+        """A row of tiles: widths that differ by at most one where the width is known."""
+        code, width, size = self.code, self.f.out_size[2], self.columns
+        line = code.offset(source, code.mul(code.mul(r, self.f.strides[1]), code.dim(self.x_steps[2])))
+
+        def tile(column: Int, columns: int) -> None:
+            at = code.offset(line, code.mul(column, self.f.strides[2] * self.grid.block))
+            self._tile(place, r, column, rows, columns, first, at, stream, vectors)
+
+        if isinstance(width, int):
+            pieces = -(-width // size)
+            least, more = divmod(width, pieces)
+            if more:
+                with code.loop(0, more * (least + 1), least + 1) as column:
+                    tile(column, least + 1)
+            if least and pieces > more:
+                if pieces - more == 1:
+                    tile(more * (least + 1), least)
+                else:
+                    with code.loop(more * (least + 1), width, least) as column:
+                        tile(column, least)
+            return
+        total = code.dim(width)
+        whole = code.mul(code.div(total, size), size)
+        with code.loop(0, whole, size) as column:
+            tile(column, size)
+        with code.loop(whole, total) as column:
+            tile(column, 1)
+
+    def _tile(self, place: tuple[Int, Int, Int], r: Int, column: Int, rows: int, columns: int, first: Int,
+              source: Value, stream: Value, vectors: int) -> None:
+        """One register tile: the sum over input blocks, taps and lanes, then the epilogue."""
+        code, f = self.code, self.f
+        unit = f.out.block // self.lanes                # vectors per block
+        block = code.div(first, unit)
+        tile = Tile(code, rows * columns, vectors)
+        biases = [self.epilogue.bias(code.mul(code.add(first, v), self.lanes)) or code.zero("float", self.lanes)
+                  for v in range(vectors)]
+        tile.fill(lambda p, v: biases[v])
+        self._sum(tile, rows, columns, source, stream)
+        corner = self.epilogue.corner(place[0], block, place[1], code.add(place[2], r), column)
+
+        def finish(value: Value, v: int, dr: Int, dc: Int) -> None:
+            delta, lane = (v // unit, dr, dc), v % unit * self.lanes
+            value = self.epilogue.apply(value, corner, delta, lane)
+            code.store(value, code.offset(corner.pointer(self.y, f.out, delta), lane))
+
+        if len(self.site.epilogue) <= _INLINE:
+            for p, row in enumerate(tile.values()):
+                for v, value in enumerate(row):
+                    finish(value, v, p // columns, p % columns)
+            return
+        kept = code.reserve("float", rows * columns * vectors * self.lanes)
+        tile.store(lambda p, v: code.offset(kept, (p * vectors + v) * self.lanes))
+        for v in range(vectors):                        # addresses and channel vectors, before the loop
+            self.epilogue.apply(code.zero("float", self.lanes), corner, (v // unit, 0, 0), v % unit * self.lanes)
+        with code.loop(0, rows * columns) as p:
+            for v in range(vectors):
+                at = code.offset(kept, code.add(code.mul(p, vectors * self.lanes), v * self.lanes))
+                dr, dc = (0, p) if rows == 1 else (code.div(p, columns), code.rem(p, columns))
+                finish(code.load(at, "float", self.lanes), v, dr, dc)
+
+    def _sum(self, tile: Tile, rows: int, columns: int, source: Value, stream: Value) -> None:
+        code, f, grid = self.code, self.f, self.grid
+        width = tile.vectors * self.lanes
+        kd_n, kh_n, kw_n = f.kernel
+        steps = [code.dim(s) for s in self.x_steps]
+        lanes_last = f.depth % grid.block
+        pixel = [code.add(code.mul(r * f.strides[1], steps[2]), c * f.strides[2] * grid.block)
+                 for r in range(rows) for c in range(columns)]
+
+        def step(x: Value, w: Value, lane: int, at: int) -> None:
+            """One depth step: `lane` elements past x, `at` rows of the packed weights past w."""
+            tile.step(lambda p: code.load(code.offset(x, code.add(pixel[p], lane))),
+                      lambda v: code.load(code.offset(w, at * width + v * self.lanes), "float", self.lanes))
+
+        with (_each(code, grid.blocks) as block, _each(code, kd_n) as kd, _each(code, kh_n) as kh):
+            x = code.add(code.mul(block, steps[0]), code.mul(kd, steps[1]))
+            x = code.add(x, code.mul(code.mul(kh, f.dilations[1]), steps[2]))
+            tap = code.mul(code.add(code.mul(code.add(code.mul(block, kd_n), kd), kh_n), kh), kw_n)
+            if grid.block == 1 and kw_n <= 8:
+                at, w = code.offset(source, x), code.offset(stream, code.mul(tap, width))
+                for kw in range(kw_n):
+                    step(at, w, kw * f.dilations[2], kw)
+                return
+            with _each(code, kw_n) as kw:
+                at = code.offset(source, code.add(x, code.mul(kw, f.dilations[2] * grid.block)))
+                w = code.offset(stream, code.mul(code.add(tap, kw), grid.block * width))
+                if grid.block == 1:
+                    step(at, w, 0, 0)
+                    return
+                unroll = gcd(gcd(4, grid.block), lanes_last)
+                last: Int = grid.block
+                if lanes_last:
+                    last = code.min(grid.block, code.sub(f.depth, code.mul(block, grid.block)))
+                with code.loop(0, last, unroll) as lane:
+                    x_lane, w_lane = code.offset(at, lane), code.offset(w, code.mul(lane, width))
+                    for u in range(unroll):
+                        step(x_lane, w_lane, u, u)
+
+
+@contextmanager
+def _each(code: Code, count: int) -> Iterator[Int]:
+    """A loop, unless there is but one turn."""
+    if count == 1:
+        yield 0
+        return
+    with code.loop(0, count) as i:
+        yield i
