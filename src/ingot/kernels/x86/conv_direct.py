@@ -9,41 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from math import gcd
 
 import numpy as np
 
-from ingot.graph import F32, Dim
-from ingot.graph.dim import symbols_of
+from ingot.graph import Dim
 from ingot.kernels import Kernel, Params, Site, Tactic
 from ingot.kernels.codegen import Code, Int, Isa, Value, isa_of
-from ingot.kernels.codegen.tile import Tile, fits
-from ingot.kernels.x86.conv_form import Epilogue, Form, Placed, declines_epilogue, form, pack_channels
+from ingot.kernels.codegen.tile import Tile
+from ingot.kernels.x86.conv_form import Epilogue, pack_channels
+from ingot.kernels.x86.conv_grid import Grid, declines, grid_of, in_rows, is_product, pack_weight, points, vectors_of
 from ingot.target import Target
 
-_FLAT_LEAST = 6         # narrowest row of a flattened grid of pixels
-_KEEP = 256 << 10       # bytes of input a strip may take: it stays in the second-level cache beside the weights
 _INLINE = 3             # epilogues of up to this many steps are emitted for every vector of a tile
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The form as tiles see it: a kernel of 1x1 over dense pixels is a grid of any convenient shape."""
-
-    f: Form
-    block: int              # input channels per block of the input (1: plain)
-    padded: bool            # rows are copied between zeros
-
-    @property
-    def blocks(self) -> int:
-        """Input blocks per group."""
-        return -(-self.f.depth // self.block)
-
-    @property
-    def steps(self) -> int:
-        """Depth steps of one sum, padding lanes included."""
-        return self.blocks * self.f.taps * self.block
 
 
 class DirectConvolution(Tactic):
@@ -52,28 +30,28 @@ class DirectConvolution(Tactic):
     name = "x86.conv_direct_blocked"
 
     def declines(self, site: Site, target: Target) -> str | None:
-        found = _declines(site, target)
+        found = declines(site, target)
         if isinstance(found, str):
             return found
         if not found.x.block:
             return "the input is plain"
-        if _is_product(found):
+        if is_product(found):
             return "a 1x1 kernel"
         return None
 
     def space(self, site: Site, target: Target) -> Iterator[Params]:
-        yield from points(site, _grid(site), target)
+        yield from points(site, grid_of(site), target)
 
     def pack(self, site: Site, params: Params, target: Target,
              constants: Mapping[int, np.ndarray]) -> Mapping[int, np.ndarray]:
-        grid = _grid(site)
+        grid = grid_of(site)
         packed = pack_channels(site, grid.f, constants)
         packed[grid.f.weight_index] = pack_weight(grid, constants[grid.f.weight_index], params["vectors"],
                                                   isa_of(target).lanes)
         return packed
 
     def emit(self, site: Site, params: Params, target: Target) -> Kernel:
-        return _Emitter(site, _grid(site), params, isa_of(target)).kernel(self.name)
+        return _Emitter(site, grid_of(site), params, isa_of(target)).kernel(self.name)
 
 
 class ProductConvolution(DirectConvolution):
@@ -82,12 +60,12 @@ class ProductConvolution(DirectConvolution):
     name = "x86.conv_1x1"
 
     def declines(self, site: Site, target: Target) -> str | None:
-        found = _declines(site, target)
+        found = declines(site, target)
         if isinstance(found, str):
             return found
         if not found.x.block:
             return "the input is plain"
-        return None if _is_product(found) else "no 1x1 kernel"
+        return None if is_product(found) else "no 1x1 kernel"
 
 
 class StemConvolution(DirectConvolution):
@@ -96,172 +74,10 @@ class StemConvolution(DirectConvolution):
     name = "x86.conv_stem"
 
     def declines(self, site: Site, target: Target) -> str | None:
-        found = _declines(site, target)
+        found = declines(site, target)
         if isinstance(found, str):
             return found
         return "the input is blocked" if found.x.block else None
-
-
-def _is_product(f: Form) -> bool:
-    return f.taps == 1 and f.pads_zero
-
-
-def _declines(site: Site, target: Target) -> Form | str:
-    f = form(site)
-    if isinstance(f, str):
-        return f
-    isa = isa_of(target)
-    if f.transposed:
-        return "a transposed convolution"
-    if f.dtype != F32:
-        return f"elements of type {f.dtype}"
-    if f.out.block != isa.block or f.x.block not in (0, isa.block):
-        return "the output is not in this instruction set's blocked layout"
-    if not f.constant_weight or (f.bias_index is not None and not f.constant_bias):
-        return "the weight is not constant"
-    if f.groups > 1 and (f.width % isa.block or (f.x.block and f.depth % isa.block)):
-        return "groups that are not whole channel blocks"
-    if any(isinstance(p, int) and p < 0 for p in (*f.begins, *f.ends)):
-        return "negative padding"
-    if f.out.steps[4] != f.out.block or f.x.steps[4] != max(1, f.x.block):
-        return "strided pixels"
-    if not f.static and (f.kernel[0] > 1 or not f.pads_zero and symbols_of(f.begins[1]) | symbols_of(f.begins[2])):
-        return "symbolic spatial sizes with symbolic padding or three axes"
-    return declines_epilogue(site) or f
-
-
-def _grid(site: Site) -> Grid:
-    f = form(site)
-    if isinstance(f, str):
-        raise ValueError(f)
-    whole = all(p.type.layout and p.steps[3] == p.steps[4] * p.type.shape[-1] for p in (f.x, f.out))
-    if _is_product(f) and f.strides == (1, 1, 1) and f.size[0] == 1 and whole and not _spatial_extras(site, f):
-        f = _flattened(f)
-    padded = not f.pads_zero
-    return Grid(f, max(1, f.x.block), padded)
-
-
-def _spatial_extras(site: Site, f: Form) -> bool:
-    """Whether an epilogue operand lies over the pixels otherwise than the output."""
-    for operand in site.inputs:
-        t = operand.type
-        if t.layout == f.out.type.layout and t.shape == f.out.type.shape and operand.strides is None:
-            continue
-        if t.rank > 2 and any(d != 1 for d in t.shape[max(1, t.rank - f.out.type.rank + 2):]) and not operand.constant:
-            return True
-        if operand.constant and t.rank == f.out.type.rank and operand is not site.inputs[f.weight_index] and any(
-                d != 1 for d in t.shape[2:]):
-            return True
-    return False
-
-
-def _flattened(f: Form) -> Form:
-    """The pixels of a dense 1x1 convolution as rows of a width that tiles well."""
-    pixels = f.size[1] * f.size[2]
-    rows, columns = f.size[1], f.size[2]
-    if isinstance(pixels, int):
-        widths = [w for w in range(_FLAT_LEAST, 29) if pixels % w == 0]
-        if widths:
-            best = next((w for w in (14, 28, 7) if w in widths), max(widths))
-            rows, columns = pixels // best, best
-    else:
-        rows, columns = 1, pixels
-
-    def reshaped(p: Placed) -> Placed:
-        return replace(p, steps=(*p.steps[:3], p.steps[4] * columns, p.steps[4]))
-
-    return replace(f, size=(1, rows, columns), out_size=(1, rows, columns), x=reshaped(f.x), out=reshaped(f.out))
-
-
-def pack_weight(grid: Grid, weight: np.ndarray, vectors: int, lanes: int) -> np.ndarray:
-    """[group][channel group][input block][taps][input lane][vectors x lanes], flat; what is past the end is zero."""
-    f = grid.f
-    count = _vectors(f, lanes)
-    whole = np.zeros((f.groups, count * lanes, grid.blocks * grid.block, f.taps), np.float32)
-    whole[:, :f.width, :f.depth] = weight.reshape(f.groups, f.width, f.depth, f.taps)
-    split = whole.reshape(f.groups, count, lanes, grid.blocks, grid.block, f.taps)
-    parts = []
-    for g in range(f.groups):
-        for start in range(0, count, vectors):
-            part = split[g, start:start + vectors]
-            part = part.reshape(-1, grid.blocks, grid.block, f.taps).transpose(1, 3, 2, 0)
-            parts.append(np.ascontiguousarray(part).reshape(-1))
-    return np.concatenate(parts)
-
-
-def _vectors(f: Form, lanes: int) -> int:
-    """Vectors of output channels per group, whole blocks."""
-    return -(-f.width // f.out.block) * (f.out.block // lanes)
-
-
-# --- the space ------------------------------------------------------------------------------------------------------
-
-
-def _most(isa: Isa, vectors: int) -> int:
-    """The most pixels a tile of so many vectors may have."""
-    return max(p for p in range(1, 29) if fits(isa, p, vectors))
-
-
-def _tile(f: Form, isa: Isa, vectors: int) -> tuple[int, int]:
-    """(rows, columns) of the tile that fills the registers best."""
-    most, width, height = _most(isa, vectors), f.out_size[2], f.out_size[1]
-    if not isinstance(width, int) or not isinstance(height, int):
-        return 1, min(most, 14)
-    if width <= most:
-        return max(1, min(most // width, height)), width
-    pieces = -(-width // most)
-    return 1, -(-width // pieces)
-
-
-def _strip(grid: Grid, rows: int, parts: int, threads: int, batch: int) -> int:
-    """Output rows per task: a whole number of tiles whose input stays in cache, and enough tasks for the threads."""
-    f = grid.f
-    height, width = f.out_size[1], f.size[2]
-    if not isinstance(height, int) or not isinstance(width, int):
-        return 8
-    row = f.depth * width * 4 * f.strides[1] * f.kernel[0]
-    most = max(rows, _KEEP // max(1, row) // rows * rows)
-    pieces = -(-height // min(most, height))
-    while (pieces * batch * parts) % threads and pieces < -(-height // rows):
-        pieces += 1
-    return -(-(-(-height // pieces)) // rows) * rows
-
-
-def points(site: Site, grid: Grid, target: Target) -> Iterator[Params]:
-    """Register tiles by the loads they need per multiply-add, then other strips and orders."""
-    f, isa = grid.f, isa_of(target)
-    count = _vectors(f, isa.lanes)
-    unit = f.out.block // isa.lanes
-    batch = f.batch if isinstance(f.batch, int) else site.symbols[0].opt
-    ranked: list[tuple[float, Params]] = []
-    for vectors in range(unit, 7, unit):
-        if vectors > count:
-            break
-        rows, columns = _tile(f, isa, vectors)
-        pixels = rows * columns
-        rest = count % vectors
-        waste = 1.3 if rest else 1.0
-        if pixels * vectors < 6 and vectors < count:
-            continue
-        height = f.out_size[1] if isinstance(f.out_size[1], int) else rows
-        ragged = (height % rows) / height
-        cost = waste * (1 + 0.5 * ragged) * (max(1.0, 10 / (pixels * vectors))) * (1 + (pixels + vectors) / (pixels * vectors))
-        strip = _strip(grid, rows, -(-count // vectors) * f.groups, target.threads, batch)
-        ranked.append((cost, {"rows": rows, "columns": columns, "vectors": vectors, "strip": strip, "order": 0}))
-    ranked.sort(key=lambda r: r[0])
-    seen: list[Params] = []
-    for _, point in ranked[:4]:
-        height = f.out_size[1]
-        strips = [point["strip"]]
-        if isinstance(height, int):
-            whole = -(-height // point["rows"]) * point["rows"]
-            strips += [whole, max(point["rows"], point["strip"] // 2 // point["rows"] * point["rows"])]
-        for strip in strips:
-            for order in (0, 1) if strip >= point["strip"] else (0,):
-                if order and isinstance(height, int) and grid.padded and strip < height:
-                    continue        # every channel group would copy the input again
-                seen.append({**point, "strip": strip, "order": order})
-    yield from (p for i, p in enumerate(seen) if p not in seen[:i])
 
 
 # --- the kernel -----------------------------------------------------------------------------------------------------
@@ -274,7 +90,7 @@ class _Emitter:
         self.site, self.grid, self.f, self.params, self.isa = site, grid, grid.f, params, isa
         self.code = Code(isa, site.symbols)
         self.lanes = isa.lanes
-        self.count = _vectors(self.f, self.lanes)
+        self.count = vectors_of(self.f, self.lanes)
         self.rows, self.columns = params["rows"], params["columns"]
         self.vectors, self.strip = params["vectors"], params["strip"]
         self.parts = -(-self.count // self.vectors)             # channel groups per conv group
@@ -285,7 +101,7 @@ class _Emitter:
             row: Dim = width * grid.block
             plane = row * in_rows
             depth = plane * f.kernel[0]
-            self.x_steps: tuple[Dim, Dim, Dim, Dim] = (depth, plane, row, grid.block)   # block, tap of depth, row, column
+            self.x_steps: tuple[Dim, Dim, Dim, Dim] = (depth, plane, row, grid.block)
             self.scratch: Dim = depth * -(-f.channels // grid.block) * 4
         else:
             self.x_steps = (f.x.steps[1], f.x.steps[2] * f.dilations[0], f.x.steps[3], f.x.steps[4])
@@ -303,7 +119,8 @@ class _Emitter:
         code, f = self.code, self.f
         self.x, self.w = code.buffer(f.x_index), code.buffer(f.weight_index)
         self.y = len(self.site.inputs)
-        self.epilogue = Epilogue(code, self.site, f, self.lanes)
+        reshape = (lambda p: in_rows(p, f.out_size[2])) if self.grid.flat else None
+        self.epilogue = Epilogue(code, self.site, f, self.lanes, reshape)
         if self.grid.padded:
             area = code.buffer(self.y + 2)
             self.area = code.offset(area, code.mul(code.thread, code.dim(self.scratch)), "i8")
@@ -412,8 +229,7 @@ class _Emitter:
 
     def _rows(self, place: tuple[Int, Int, Int], rows: Int, first: Int, source: Value, stream: Value,
               vectors: int) -> None:
-        code, f = self.code, self.f
-        step = self.rows
+        code, step = self.code, self.rows
         whole = code.mul(code.div(rows, step), step)
         with code.loop(0, whole, step) as r:
             self._columns(place, r, step, first, source, stream, vectors)
@@ -478,10 +294,10 @@ class _Emitter:
         tile.store(lambda p, v: code.offset(kept, (p * vectors + v) * self.lanes))
         for v in range(vectors):                        # addresses and channel vectors, before the loop
             self.epilogue.apply(code.zero("float", self.lanes), corner, (v // unit, 0, 0), v % unit * self.lanes)
-        with code.loop(0, rows * columns) as p:
+        with code.loop(0, rows * columns) as pixel:
+            dr, dc = code.div(pixel, columns), code.rem(pixel, columns)
             for v in range(vectors):
-                at = code.offset(kept, code.add(code.mul(p, vectors * self.lanes), v * self.lanes))
-                dr, dc = (0, p) if rows == 1 else (code.div(p, columns), code.rem(p, columns))
+                at = code.offset(kept, code.add(code.mul(pixel, vectors * self.lanes), v * self.lanes))
                 finish(code.load(at, "float", self.lanes), v, dr, dc)
 
     def _sum(self, tile: Tile, rows: int, columns: int, source: Value, stream: Value) -> None:
@@ -504,8 +320,8 @@ class _Emitter:
             tap = code.mul(code.add(code.mul(code.add(code.mul(block, kd_n), kd), kh_n), kh), kw_n)
             if grid.block == 1 and kw_n <= 8:
                 at, w = code.offset(source, x), code.offset(stream, code.mul(tap, width))
-                for kw in range(kw_n):
-                    step(at, w, kw * f.dilations[2], kw)
+                for column in range(kw_n):
+                    step(at, w, column * f.dilations[2], column)
                 return
             with _each(code, kw_n) as kw:
                 at = code.offset(source, code.add(x, code.mul(kw, f.dilations[2] * grid.block)))

@@ -4,8 +4,8 @@ Spatial axes are always three here, (depth, height, width): a convolution of low
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -236,10 +236,12 @@ def pack_channels(site: Site, f: Form, constants: Mapping[int, np.ndarray]) -> d
 class Epilogue:
     """Emits what follows the sum for one vector of the output, inside a kernel function."""
 
-    def __init__(self, code: Code, site: Site, f: Form, lanes: int) -> None:
+    def __init__(self, code: Code, site: Site, f: Form, lanes: int,
+                 reshape: Callable[[Placed], Placed] | None = None) -> None:
         self.code, self.site, self.form, self.lanes = code, site, f, lanes
         found = (extra(site, i) for i in operands_of(site.epilogue))
-        self.extras = {e.index: e for e in found if isinstance(e, Extra)}
+        self.extras = {e.index: replace(e, place=reshape(e.place)) if reshape else e
+                       for e in found if isinstance(e, Extra)}
 
     def channel_mask(self, channel: Int) -> Value | None:
         """Lanes below the last channel, for plain channel vectors that were not padded."""

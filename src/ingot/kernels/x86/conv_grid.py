@@ -1,0 +1,202 @@
+"""Blocked convolutions as grids of pixels: which sites qualify, how their weights are packed, which tiles to try."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ingot.graph import F32, Dim, evaluate
+from ingot.graph.dim import symbols_of
+from ingot.kernels import Params, Site
+from ingot.kernels.codegen import Isa, isa_of
+from ingot.kernels.codegen.steps import operands_of
+from ingot.kernels.codegen.tile import fits
+from ingot.kernels.x86.conv_form import Form, Placed, declines_epilogue, form
+from ingot.target import Target
+
+_FLAT_LEAST = 6         # narrowest row of a flattened grid of pixels
+_KEEP = 256 << 10       # bytes of input a strip may take: it stays in the second-level cache beside the weights
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The form as tiles see it: a kernel of 1x1 over dense pixels is a grid of any convenient shape."""
+
+    f: Form
+    block: int              # input channels per block of the input (1: plain)
+    padded: bool            # rows are copied between zeros
+    flat: bool              # pixels are in rows of another width than the tensor's
+
+    @property
+    def blocks(self) -> int:
+        """Input blocks per group."""
+        return -(-self.f.depth // self.block)
+
+    @property
+    def steps(self) -> int:
+        """Depth steps of one sum, padding lanes included."""
+        return self.blocks * self.f.taps * self.block
+
+
+def is_product(f: Form) -> bool:
+    return f.taps == 1 and f.pads_zero
+
+
+def declines(site: Site, target: Target) -> Form | str:
+    f = form(site)
+    if isinstance(f, str):
+        return f
+    isa = isa_of(target)
+    if f.transposed:
+        return "a transposed convolution"
+    if f.dtype != F32:
+        return f"elements of type {f.dtype}"
+    if f.out.block != isa.block or f.x.block not in (0, isa.block):
+        return "the output is not in this instruction set's blocked layout"
+    if not f.constant_weight or (f.bias_index is not None and not f.constant_bias):
+        return "the weight is not constant"
+    if f.groups > 1 and (f.width % isa.block or (f.x.block and f.depth % isa.block)):
+        return "groups that are not whole channel blocks"
+    if any(isinstance(p, int) and p < 0 for p in (*f.begins, *f.ends)):
+        return "negative padding"
+    if f.out.steps[4] != f.out.block or f.x.steps[4] != max(1, f.x.block):
+        return "strided pixels"
+    if not f.static and (f.kernel[0] > 1 or symbols_of(f.begins[1]) | symbols_of(f.begins[2])):
+        return "symbolic spatial sizes with symbolic padding or three axes"
+    return declines_epilogue(site) or f
+
+
+def grid_of(site: Site) -> Grid:
+    f = form(site)
+    if isinstance(f, str):
+        raise ValueError(f)
+    whole = all(p.type.layout and p.steps[3] == p.steps[4] * p.type.shape[-1] for p in (f.x, f.out))
+    if is_product(f) and f.strides == (1, 1, 1) and f.size[0] == 1 and whole and not _spatial_extras(site, f):
+        return Grid(_flattened(f), f.x.block, False, True)
+    return Grid(f, max(1, f.x.block), not f.pads_zero, False)
+
+
+def _spatial_extras(site: Site, f: Form) -> bool:
+    """Whether an epilogue operand lies over the pixels otherwise than as a dense tensor like the output."""
+    for index in operands_of(site.epilogue):
+        t = site.inputs[index].type
+        spatial = (1,) * (f.out.type.rank - t.rank) + t.shape
+        if any(d != 1 for d in spatial[2:]) and (
+                t.layout != f.out.type.layout or t.shape != f.out.type.shape or site.inputs[index].strides is not None):
+            return True
+    return False
+
+
+def _flattened(f: Form) -> Form:
+    """The pixels of a dense 1x1 convolution as rows of a width that tiles well."""
+    pixels = f.size[1] * f.size[2]
+    rows, columns = f.size[1], f.size[2]
+    if isinstance(pixels, int):
+        widths = [w for w in range(_FLAT_LEAST, 29) if pixels % w == 0]
+        if widths:
+            best = next((w for w in (14, 28, 7) if w in widths), max(widths))
+            rows, columns = pixels // best, best
+    else:
+        rows, columns = 1, pixels
+
+    return replace(f, size=(1, rows, columns), out_size=(1, rows, columns), x=in_rows(f.x, columns),
+                   out=in_rows(f.out, columns))
+
+
+def in_rows(p: Placed, columns: Dim) -> Placed:
+    """A dense tensor seen in rows of another width (one that is broadcast over pixels stays as it is)."""
+    a, b, c, _, pixel = p.steps
+    return replace(p, steps=(a, b, c, pixel * columns, pixel))
+
+
+def pack_weight(grid: Grid, weight: np.ndarray, vectors: int, lanes: int) -> np.ndarray:
+    """[group][channel group][input block][taps][input lane][vectors x lanes], flat; what is past the end is zero."""
+    f = grid.f
+    count = vectors_of(f, lanes)
+    whole = np.zeros((f.groups, count * lanes, grid.blocks * grid.block, f.taps), np.float32)
+    whole[:, :f.width, :f.depth] = weight.reshape(f.groups, f.width, f.depth, f.taps)
+    split = whole.reshape(f.groups, count, lanes, grid.blocks, grid.block, f.taps)
+    parts = []
+    for g in range(f.groups):
+        for start in range(0, count, vectors):
+            part = split[g, start:start + vectors]
+            part = part.reshape(-1, grid.blocks, grid.block, f.taps).transpose(1, 3, 2, 0)
+            parts.append(np.ascontiguousarray(part).reshape(-1))
+    return np.concatenate(parts)
+
+
+def vectors_of(f: Form, lanes: int) -> int:
+    """Vectors of output channels per group, whole blocks."""
+    return -(-f.width // f.out.block) * (f.out.block // lanes)
+
+
+# --- the space ------------------------------------------------------------------------------------------------------
+
+
+def _most(isa: Isa, vectors: int) -> int:
+    """The most pixels a tile of so many vectors may have."""
+    return max(p for p in range(1, 29) if fits(isa, p, vectors))
+
+
+def _tile(f: Form, isa: Isa, vectors: int) -> tuple[int, int]:
+    """(rows, columns) of the tile that fills the registers best."""
+    most, width, height = _most(isa, vectors), f.out_size[2], f.out_size[1]
+    if not isinstance(width, int) or not isinstance(height, int):
+        return 1, min(most, 14)
+    if width <= most:
+        return max(1, min(most // width, height)), width
+    pieces = -(-width // most)
+    return 1, -(-width // pieces)
+
+
+def _strip(grid: Grid, rows: int, parts: int, threads: int, batch: int) -> int:
+    """Output rows per task: a whole number of tiles whose input stays in cache, and enough tasks for the threads."""
+    f = grid.f
+    height, width = f.out_size[1], f.size[2]
+    if not isinstance(height, int) or not isinstance(width, int):
+        return 8
+    row = f.depth * width * 4 * f.strides[1] * f.kernel[0]
+    most = max(rows, _KEEP // max(1, row) // rows * rows)
+    pieces = -(-height // min(most, height))
+    while (pieces * batch * parts) % threads and pieces < -(-height // rows):
+        pieces += 1
+    each = -(-height // pieces)
+    return -(-each // rows) * rows
+
+
+def points(site: Site, grid: Grid, target: Target) -> Iterator[Params]:
+    """Register tiles by the loads they need per multiply-add, then other strips and orders."""
+    f, isa = grid.f, isa_of(target)
+    count = vectors_of(f, isa.lanes)
+    unit = f.out.block // isa.lanes
+    batch = evaluate(f.batch, {s.name: s.opt for s in site.symbols})
+    height = f.out_size[1]
+    ranked: list[tuple[float, Params]] = []
+    for vectors in range(unit, 7, unit):
+        if vectors > count:
+            break
+        rows, columns = _tile(f, isa, vectors)
+        pixels = rows * columns
+        rest = count % vectors
+        waste = 1.3 if rest else 1.0
+        if pixels * vectors < 6 and vectors < count:
+            continue
+        ragged = 0.0 if not isinstance(height, int) else (height % rows) / height
+        busy = max(1.0, 10 / (pixels * vectors))        # too few accumulators to hide the latency
+        cost = waste * (1 + 0.5 * ragged) * busy * (1 + (pixels + vectors) / (pixels * vectors))
+        strip = _strip(grid, rows, -(-count // vectors) * f.groups, target.threads, batch)
+        ranked.append((cost, {"rows": rows, "columns": columns, "vectors": vectors, "strip": strip, "order": 0}))
+    ranked.sort(key=lambda r: r[0])
+    seen: list[Params] = []
+    for _, point in ranked[:4]:
+        strips = [point["strip"]]
+        if isinstance(height, int):
+            whole = -(-height // point["rows"]) * point["rows"]
+            strips += [whole, max(point["rows"], point["strip"] // 2 // point["rows"] * point["rows"])]
+        for strip in strips:
+            for order in (0, 1) if strip >= point["strip"] else (0,):
+                if order and isinstance(height, int) and grid.padded and strip < height:
+                    continue        # every channel group would copy the input again
+                seen.append({**point, "strip": strip, "order": order})
+    yield from (p for i, p in enumerate(seen) if p not in seen[:i])
