@@ -110,8 +110,11 @@ def _convolutional(model: nn.Module, side: int) -> nn.Module:
             nn.init.uniform_(m.bias, -0.3, 0.3)
             m.momentum = None
         elif isinstance(m, nn.Linear):
-            nn.init.normal_(m.weight, std=2.0 / m.in_features ** 0.5)
+            nn.init.normal_(m.weight, std=m.in_features ** -0.5)
             nn.init.normal_(m.bias, std=0.1)
+    for m in model.modules():       # as in trained networks, a block adds less than it is given: rounding does not grow
+        if isinstance(m, (Residual, Inverted)):
+            nn.init.uniform_(m.branch[-1][1].weight, 0.1, 0.5)
     with torch.no_grad():
         model.train()(torch.randn(4, 3, side, side))
     for m in model.modules():
