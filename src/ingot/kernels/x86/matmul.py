@@ -7,17 +7,16 @@ into a small area in L1, and finished row by row: epilogue, mask, store.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ingot.graph import F32, F64, Dim, evaluate, product
 from ingot.kernels.codegen import Code, Int, Isa, Value, element_of, isa_of
-from ingot.kernels.codegen.steps import declines_steps, operands_of, run_steps
 from ingot.kernels.codegen.tile import Tile, fits, lanes_of
 from ingot.kernels.tactic import Kernel, Params, Site, Tactic
-from ingot.kernels.x86.matmul_form import Form, Place, advance, form_of, spread
+from ingot.kernels.x86.matmul_form import Ending, Form, advance, declines_epilogue, form_of
 from ingot.target import Target
 
 
@@ -29,23 +28,19 @@ class TiledMatMul(Tactic):
     name = "x86.matmul_tiles"
 
     def declines(self, site: Site, target: Target) -> str | None:
-        if site.op != "MatMul":
-            return f"it computes MatMul, not {site.op}"
-        if site.main != 0:
-            return "it takes no prologue"
         form = form_of(site)
         if isinstance(form, str):
             return form
         types = {site.inputs[form.left].type.dtype, site.inputs[form.right].type.dtype}
         if types not in ({F32}, {F64}):
             return "it takes f32 or f64"
-        if any(o.type.layout for o in (*site.inputs, *site.outputs)):
-            return "it takes plain layouts"
-        if form.right_column != 1 and form.columns != 1:
+        if form.right_column != 1 and form.columns != 1 and not site.inputs[form.right].constant:
             return "the right operand's columns are not adjacent in memory"
+        if form.left == form.right and site.inputs[form.right].constant:
+            return "both operands are one constant"
         if form.columns == 1:
             return "one column: a tile would idle"
-        return declines_epilogue(site, form)
+        return declines_epilogue(site, form, packs=True)
 
     def space(self, site: Site, target: Target) -> Iterator[Params]:
         form = form_of(site)
@@ -58,7 +53,7 @@ class TiledMatMul(Tactic):
         form = form_of(site)
         if isinstance(form, str) or form.right not in constants or not site.inputs[form.right].constant:
             return {}
-        array = constants[form.right]
+        array = constants[form.right].T if form.right_swapped else constants[form.right]
         element = element_of(site.inputs[form.right].type.dtype)
         return {form.right: panels_of(array, params["vectors"] * lanes_of(isa_of(target), element))}
 
@@ -67,28 +62,6 @@ class TiledMatMul(Tactic):
         if isinstance(form, str):
             raise ValueError(form)
         return _Emission(site, form, params, isa_of(target)).kernel()
-
-
-def declines_epilogue(site: Site, form: Form) -> str | None:
-    """Why the steps after the product cannot be applied while it is in registers, or None."""
-    packed = form.right if site.inputs[form.right].constant else None
-    shape = site.step.types[0].shape
-    if why := declines_steps(site, site.epilogue):
-        return why
-    for step in site.epilogue:
-        if len(step.types) != 1 or step.types[0].shape != shape:
-            return f"{step.op} in the epilogue changes the shape"
-        for i in step.inputs:
-            if i is None or i < 0:
-                continue
-            if i == packed:
-                return "the right operand is packed, the epilogue wants it plain"
-            steps = spread(site.inputs[i], form, shape)
-            if steps is None:
-                return f"operand {i} is broadcast in a way only known at run time"
-            if steps[-1] not in (0, 1):
-                return f"operand {i} has its columns apart"
-    return None
 
 
 def panels_of(array: np.ndarray, width: int) -> np.ndarray:
@@ -180,7 +153,6 @@ class _Emission:
         self.packs = not self.constant and (params.get("pack", 1) == 1 or not self._even)
         self.code = Code(self.isa, site.symbols)
         self.panels: Dim = -(-form.columns // self.width)
-        self.extra = operands_of(site.epilogue)
 
     def kernel(self) -> Kernel:
         code, form = self.code, self.form
@@ -353,36 +325,16 @@ class _Emission:
 
     def _rows(self, task: _Task, area: Value, height: int, first: Int, skip: Int,
               masks: Sequence[Value | None]) -> None:
-        code, site, form = self.code, self.site, self.form
-        shape = site.step.types[0].shape
-        places = {i: Place(code, site.inputs[i], form, shape) for i in self.extra}
+        code = self.code
         column = code.mul(task.panel, self.width)
-        out, kind = code.buffer(len(site.inputs)), element_of(site.output.dtype)
+        ending = Ending(code, self.site, self.form)
         with code.loop(skip, height) as r:
-            row = code.add(first, r)
             held = code.offset(area, code.mul(r, self.width), self.element)
-            starts = {i: place.offset(task.batch, row) for i, place in places.items()}
-            at = code.add(code.add(advance(code, task.batch, form.out_batch), code.mul(row, code.dim(form.out_row))),
-                          column)
-            into = code.offset(out, at, kind)
+            finish = ending.row(task.batch, code.add(first, r))
             for v, mask in enumerate(masks):
                 value = code.load(code.offset(held, v * self.lanes, self.element), self.element, self.lanes,
                                   align=self.align)
-                if site.epilogue:
-                    load = self._loader(places, starts, code.add(column, v * self.lanes), mask)
-                    value = run_steps(code, site, 1, {0: value}, load)
-                code.store(value, code.offset(into, v * self.lanes, kind), mask)
-
-    def _loader(self, places: Mapping[int, Place], starts: Mapping[int, Int], column: Int,
-                mask: Value | None) -> Callable[[int], Value]:
-        code, site = self.code, self.site
-
-        def load(i: int) -> Value:
-            kind = element_of(site.inputs[i].type.dtype)
-            if places[i].column == 0:
-                return code.splat(code.load(code.offset(code.buffer(i), starts[i], kind), kind), self.lanes)
-            return code.load(code.offset(code.buffer(i), code.add(starts[i], column), kind), kind, self.lanes, mask)
-        return load
+                finish(value, code.add(column, v * self.lanes), mask)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """A product of any ONNX form, brought to one: for each batch, rows x depth times depth x columns."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from ingot.graph import Dim, dense_strides, product
-from ingot.kernels.codegen import Code, Int
+from ingot.kernels.codegen import Code, Int, Value, element_of
+from ingot.kernels.codegen.steps import declines_steps, operands_of, run_steps
 from ingot.kernels.tactic import Operand, Site
 
 Strides = tuple[Dim, ...]
@@ -36,6 +37,10 @@ class Form:
     out_row: Dim
     right_own: tuple[Dim, ...]      # the right operand's own batch dimensions, as it lies
     right_packed: Strides           # over `batch`, in right-hand matrices: where they lie densely one after the other
+    bias: int | None                # Gemm's third operand
+    alpha: float
+    beta: float
+    right_swapped: bool             # the right operand lies as [columns, depth]
     no_row: bool                    # the left operand is a vector: the output has no dimension of rows
     no_column: bool                 # the right operand is a vector: the output has no dimension of columns
 
@@ -49,16 +54,26 @@ class Form:
 
 
 def form_of(site: Site) -> Form | str:
-    """The form of a MatMul site, or why it has none."""
-    a, b, *rest = site.step.inputs
-    if a is None or b is None or a < 0 or b < 0 or rest:
-        return "it has a prologue, or not two operands"
-    left, right = site.inputs[a], site.inputs[b]
+    """The form of a MatMul or Gemm site, or why it has none."""
+    if site.op not in ("MatMul", "Gemm"):
+        return f"it computes MatMul and Gemm, not {site.op}"
+    if site.main != 0 or any(i is not None and i < 0 for i in site.step.inputs):
+        return "it takes no prologue"
+    if any(o.type.layout for o in (*site.inputs, *site.outputs)):
+        return "it takes plain layouts"
+    a, b, bias = (*site.step.inputs, None)[:3]
+    if a is None or b is None:
+        return "an operand is absent"
+    left, right, attrs = site.inputs[a], site.inputs[b], site.attrs
     shape, out_steps = site.step.types[0].shape, site.outputs[0].steps
     if site.output.shape != shape:
         return "the epilogue widens the result"
     left_shape, left_steps = _matrix(left, front=True)
     right_shape, right_steps = _matrix(right, front=False)
+    if attrs.get("transA"):
+        left_shape, left_steps = left_shape[::-1], left_steps[::-1]
+    if swap_right := bool(attrs.get("transB")):
+        right_shape, right_steps = right_shape[::-1], right_steps[::-1]
     vector_left, vector_right = left.type.rank == 1, right.type.rank == 1
     cut = len(shape) - (not vector_left) - (not vector_right)
     batch, out_batch = shape[:cut], out_steps[:cut]
@@ -84,9 +99,10 @@ def form_of(site: Site) -> Form | str:
         row_dims = (batch[-1], *row_dims)
         batch, left_batch = batch[:-1], left_batch[:-1]
         right_batch, right_packed, out_batch = right_batch[:-1], right_packed[:-1], out_batch[:-1]
+    alpha, beta = (float(attrs.get(k, 1.0)) for k in ("alpha", "beta"))  # type: ignore[arg-type]
     return Form(batch, row_dims, columns, left_shape[-1], a, b, left_batch, right_batch, out_batch, left_row,
-                left_steps[-1], right_steps[-2], right_steps[-1], out_row, right_shape[:-2], right_packed, vector_left,
-                vector_right)
+                left_steps[-1], right_steps[-2], right_steps[-1], out_row, right_shape[:-2], right_packed, bias, alpha,
+                beta, swap_right, vector_left, vector_right)
 
 
 def _matrix(operand: Operand, *, front: bool) -> tuple[tuple[Dim, ...], Strides]:
@@ -158,3 +174,70 @@ def advance(code: Code, index: Sequence[Int], steps: Sequence[Dim]) -> Int:
     for i, step in zip(index, steps, strict=True):
         total = code.add(total, code.mul(i, code.dim(step)))
     return total
+
+
+def declines_epilogue(site: Site, form: Form, *, packs: bool) -> str | None:
+    """Why what follows the product cannot be applied while it is in registers, or None. `packs`: whether a constant
+    right operand is given in packed form."""
+    packed = form.right if packs and site.inputs[form.right].constant else None
+    shape = site.step.types[0].shape
+    if why := declines_steps(site, site.epilogue):
+        return why
+    for step in site.epilogue:
+        if len(step.types) != 1 or step.types[0].shape != shape:
+            return f"{step.op} in the epilogue changes the shape"
+    for i in _read(site, form):
+        if i == packed:
+            return "the right operand is packed, the epilogue wants it plain"
+        steps = spread(site.inputs[i], form, shape)
+        if steps is None:
+            return f"operand {i} is broadcast in a way only known at run time"
+        if steps[-1] not in (0, 1):
+            return f"operand {i} has its columns apart"
+    return None
+
+
+def _read(site: Site, form: Form) -> tuple[int, ...]:
+    """The operands read after the product."""
+    return tuple(dict.fromkeys([*(() if form.bias is None else (form.bias,)), *operands_of(site.epilogue)]))
+
+
+class Ending:
+    """What happens to sums: Gemm's factors and bias, the epilogue, the store."""
+
+    def __init__(self, code: Code, site: Site, form: Form) -> None:
+        self.code, self.site, self.form = code, site, form
+        shape = site.step.types[0].shape
+        self.places = {i: Place(code, site.inputs[i], form, shape) for i in _read(site, form)}
+        self.kind = element_of(site.output.dtype)
+
+    def row(self, batch: Sequence[Int], row: Int) -> Callable[[Value, Int, Value | None], None]:
+        """Ready for one row: `finish(sums, column, mask)` applies everything to them and stores the result."""
+        code, form = self.code, self.form
+        starts = {i: place.offset(batch, row) for i, place in self.places.items()}
+        start = code.add(advance(code, batch, form.out_batch), code.mul(row, code.dim(form.out_row)))
+
+        def finish(value: Value, column: Int, mask: Value | None) -> None:
+            def load(i: int) -> Value:
+                kind = element_of(self.site.inputs[i].type.dtype)
+                if self.places[i].column == 0:
+                    return code.splat(code.load(code.offset(code.buffer(i), starts[i], kind), kind), value.lanes)
+                pointer = code.offset(code.buffer(i), code.add(starts[i], column), kind)
+                return code.load(pointer, kind, value.lanes, mask)
+
+            if form.alpha != 1:
+                value = self._times(value, form.alpha)
+            if form.bias is not None and form.beta != 0:
+                bias = load(form.bias)
+                bias = bias if form.beta == 1 else self._times(bias, form.beta)
+                value = code.binary("fadd" if value.is_float else "add", value, bias)
+            value = run_steps(code, self.site, 1, {0: value}, load)
+            out = code.buffer(len(self.site.inputs))
+            code.store(value, code.offset(out, code.add(start, column), self.kind), mask)
+
+        return finish
+
+    def _times(self, value: Value, factor: float) -> Value:
+        code = self.code
+        return code.binary("fmul" if value.is_float else "mul", value, code.constant(factor, value.element,
+                                                                                     value.lanes))
