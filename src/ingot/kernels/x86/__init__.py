@@ -4,11 +4,12 @@ from ingot.kernels.x86.conv_direct import DirectConvolution, ProductConvolution,
 from ingot.kernels.x86.conv_plain import PlainConvolution
 from ingot.kernels.x86.general import GENERAL
 from ingot.kernels.x86.matmul import TiledMatMul
+from ingot.kernels.x86.matmul_plain import PlainMatMul
 
 TACTICS["x86"] = TACTICS["neon"] = (
     ProductConvolution(), DirectConvolution(), StemConvolution(), PlainConvolution(),
 
-    TiledMatMul(),
+    TiledMatMul(), PlainMatMul(),
 
     *GENERAL,
 )
