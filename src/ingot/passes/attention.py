@@ -58,7 +58,10 @@ def _scale(match: Match) -> float | None:
             if number is None or number == 0.0:
                 return None
             total = total / number if inverse else total * number
-    return total
+    # exporters round the factor, often its root: what they mean is nearly always one over the root of the width
+    width = match.shape("q")[-1]
+    usual = 1.0 / math.sqrt(width) if isinstance(width, int) else total
+    return usual if abs(total - usual) < 1e-6 * usual else total
 
 
 def _prefix_ok(shape: tuple[Dim, ...], full: tuple[Dim, ...]) -> bool:

@@ -35,7 +35,19 @@ def reshaped(match: Match, value: str, shape: tuple[Dim, ...]) -> str:
     """The value under another shape; itself where it has it."""
     if match.state.types[value].shape == shape:
         return value
-    return match.add("Reshape", value, shape=shape)
+    return match.add("Reshape", value, **spelled(shape))
+
+
+def spelled(shape: tuple[Dim, ...]) -> dict[str, object]:
+    """The attributes of the Reshape to this shape; a size that may be 0 must not mean "as in the input"."""
+    return {"shape": shape} if all(map(_positive, shape)) else {"shape": shape, "allowzero": 1}
+
+
+def _positive(dim: Dim) -> bool:
+    """Whether a size cannot be 0, symbols being at least 1."""
+    if not isinstance(dim, Expr):
+        return dim > 0
+    return all(factor > 0 and all(isinstance(atom, str) for atom in monomial) for monomial, factor in dim.terms)
 
 
 def transposed(match: Match, value: str, perm: tuple[int, ...]) -> str:
@@ -49,22 +61,15 @@ def _same_type(match: Match) -> str | None:
 
 # --- reshapes -------------------------------------------------------------------------------------------------------
 
-def _no_zero(shape: tuple[Dim, ...]) -> bool:
-    return all(d != 0 for d in shape)
-
-
 def _not_canonical(match: Match) -> str | None:
     """A Reshape that already spells out its shape stays."""
-    if not _no_zero(match.out.shape):
-        return "a size is zero"
-    given = attribute(match.root, "shape")
-    if match.root.op == "Reshape" and given == match.out.shape and "allowzero" not in match.root.attrs:
+    if match.root.op == "Reshape" and dict(match.root.attrs) == spelled(match.out.shape):
         return "it spells out its shape already"
     return None
 
 
 def _spelled(match: Match) -> str:
-    return match.add("Reshape", match["x"], shape=match.out.shape)
+    return match.add("Reshape", match["x"], **spelled(match.out.shape))
 
 
 def _batch_swap(match: Match) -> str | None:
@@ -88,8 +93,7 @@ RESHAPES = (
     Rule("reshape-of-itself", P("Reshape|Squeeze|Unsqueeze|Flatten|Identity", "x"), make=lambda m: m["x"],
          decline=_same_type),
     Rule("reshape-spelled-out", P("Reshape|Squeeze|Unsqueeze|Flatten", "x"), make=_spelled, decline=_not_canonical),
-    Rule("reshape-of-reshape", P("Reshape", P("Reshape", "x", bind="inner", shared=True)), make=_spelled,
-         decline=lambda m: None if _no_zero(m.out.shape) else "a size is zero"),
+    Rule("reshape-of-reshape", P("Reshape", P("Reshape", "x", bind="inner", shared=True)), make=_spelled),
     Rule("transpose-between-reshapes", P("Reshape", P("Transpose", P("Reshape", "x", bind="inner", shared=True))),
          make=_swap_last, decline=_batch_swap),
 )
@@ -106,7 +110,7 @@ def _moves_data(match: Match) -> str | None:
     shape = match.shape("x")
     moving = [p for p in perm_of(match, "Transpose") if shape[p] != 1]
     if moving == sorted(moving):
-        return None if _no_zero(shape) else "a size is zero"
+        return None
     return f"it moves the axes {moving}"
 
 
