@@ -512,7 +512,7 @@ def test_dumps_show_only_the_passes_that_changed_something(tmp_path: Path):
     graph = graph_of("input x: f32[4,32]\na = Relu(x)\nb = Relu(a)\nreturn b")
     optimize(graph, AVX512, dump_to(tmp_path / "dump"))
     names = sorted(p.name for p in (tmp_path / "dump").iterdir())
-    assert names == ["00-loaded.txt", "04-simplify.txt"]
+    assert [n.partition("-")[2] for n in names] == ["loaded.txt", "simplify.txt"]
 
 
 def test_every_pass_states_its_effect_and_answers_why_not():

@@ -14,6 +14,7 @@ from ingot.passes.gemm import split_gemm
 from ingot.passes.graph_pass import Pass, Watch, apply, both, dump_to, graph_pass, pipeline, unwatched
 from ingot.passes.layout import choose_layout
 from ingot.passes.recognition import recognise
+from ingot.passes.resolve_shapes import resolve_shapes
 from ingot.passes.rewrite import Rule, explain, rewrite, why_not
 from ingot.passes.scale import fold_scale
 from ingot.passes.siblings import merge_siblings
@@ -22,6 +23,7 @@ from ingot.target import Target
 
 PIPELINE = pipeline(
     remove_dead_code,
+    resolve_shapes,
     fold_constants,
     merge_duplicates,
     simplify,
