@@ -123,6 +123,8 @@ def _made(total: Mapping[Monomial, int]) -> int | Expr:
 
 def _divided(a: Expr, b: int | Expr) -> int | Expr:
     """Exact where every term (int divisor) or one monomial (expression divisor) divides; else a Floor atom."""
+    if b == 0:
+        raise ZeroDivisionError("a dimension is divided by 0")
     divisor = _terms(b)
     if len(divisor) == 1 and divisor[0][1] != 0:
         names, factor = divisor[0]

@@ -120,6 +120,9 @@ class GraphBuilder:
 
     def add(self, node: Node) -> tuple[str, ...]:
         """Append a node whose inputs exist; types its outputs. Raises ModelError."""
+        if unknown := next((i for i in node.inputs if i and i not in self.types), None):
+            raise ModelError(f"'{unknown}' is read before it is made", where=node.where,
+                             mend="order the nodes topologically, or declare the value an input")
         types = self._infer(node, tuple(self.types[i] if i else None for i in node.inputs))
         self.types.update((o, t) for o, t in zip(node.outputs, types, strict=True) if o)
         self._nodes.append(node)

@@ -61,6 +61,11 @@ def parse_type(text: str) -> TensorType:
     return TensorType(DTYPES[found[1]], tuple(parse_dim(d) for d in found[2].split(",") if d.strip()), found[3] or "")
 
 
+def _values(text: str) -> np.ndarray:
+    """A constant's values; None is what numpy turns into NaN, and 1e999 is infinity."""
+    return np.array(ast.literal_eval(re.sub(r"\binf\b", "1e999", re.sub(r"\bnan\b", "None", text))))
+
+
 def parse(text: str, infer: Infer) -> Graph:
     """Read the text form. Constants written without values get a seeded, reproducible content."""
     build, rng = GraphBuilder(infer), np.random.default_rng(0)
@@ -76,7 +81,7 @@ def parse(text: str, infer: Infer) -> Graph:
             name, _, spec = rest.partition(": ")
             kind, _, values = spec.partition(" = ")
             t = parse_type(kind)
-            array = (np.array(ast.literal_eval(re.sub(r"\b(nan|inf)\b", r"1e999", values))) if values
+            array = (_values(values) if values
                      else rng.standard_normal(t.shape) * 0.5)  # type: ignore[arg-type]
             build.constant(name, np.asarray(array).astype(t.dtype.numpy).reshape(t.shape))  # type: ignore[arg-type]
         elif head == "return":
