@@ -24,21 +24,23 @@ from ingot.target import Target
 EPOCH, DONE, ARRIVED, BARRIER, SLEEPERS, ACTIVE = 0, 8, 16, 24, 32, 40
 THREADS, STOP, IDLE_SPIN, BARRIER_SPIN = 48, 49, 50, 51
 TABLE, COUNT, TIMES = 56, 57, 58
-BLOCKS, BLOCK = 64, 32          # per worker: context, number, bytes of mask, mask[16], then its pthread_t
-MASK, HANDLE = 3, 24
+TAKEN = 64                      # [16] the CPUs workers are pinned to
+BLOCKS, BLOCK = 80, 32          # per worker: context, number, bytes of mask, mask[16], then its pthread_t
+MASK, MASK_WORDS, HANDLE = 3, 16, 24
 ENTRY = 3                       # words of a table entry: function, buffers, symbols
 
 _SYSTEM = {     # what differs by architecture: the pause, and numbers of the system calls
     "x86": {"PAUSE": "call void @llvm.x86.sse2.pause()", "DECLARE": "declare void @llvm.x86.sse2.pause()",
-            "FUTEX": 202, "YIELD": 24, "AFFINITY": 203, "SIGMASK": 14},
+            "FUTEX": 202, "YIELD": 24, "AFFINITY": 203, "CURRENT": 204, "SIGMASK": 14},
     "neon": {"PAUSE": "call void @llvm.aarch64.hint(i32 1)", "DECLARE": "declare void @llvm.aarch64.hint(i32)",
-             "FUTEX": 98, "YIELD": 124, "AFFINITY": 122, "SIGMASK": 135},
+             "FUTEX": 98, "YIELD": 124, "AFFINITY": 122, "CURRENT": 123, "SIGMASK": 135},
 }
 
 _CODE = r"""
 declare i64 @syscall(i64, ...)
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
 declare i32 @pthread_join(i64, ptr)
+declare i32 @sched_getcpu()
 declare i64 @llvm.readcyclecounter()
 $DECLARE
 
@@ -227,6 +229,56 @@ define void @join(ptr %block) {
   ret void
 }
 
+; a caller on the very core a worker is pinned to would take turns with it: move the caller, if it may move
+define internal void @step_aside(ptr %ctx) {
+entry:
+  %mine = alloca [16 x i64]
+  %rest = alloca [16 x i64]
+  %taken = getelementptr i64, ptr %ctx, i64 $TAKEN
+  %cpu32 = call i32 @sched_getcpu()
+  %cpu = zext i32 %cpu32 to i64
+  %known = icmp ult i64 %cpu, 1024
+  br i1 %known, label %look, label %out
+look:
+  %word = lshr i64 %cpu, 6
+  %bit = and i64 %cpu, 63
+  %word.p = getelementptr i64, ptr %taken, i64 %word
+  %here = load i64, ptr %word.p
+  %shifted = lshr i64 %here, %bit
+  %low = and i64 %shifted, 1
+  %same = icmp eq i64 %low, 1
+  br i1 %same, label %ask, label %out
+ask:
+  store [16 x i64] zeroinitializer, ptr %mine
+  %got = call i64 (i64, ...) @syscall(i64 $CURRENT, i64 0, i64 128, ptr %mine)
+  %fine = icmp sgt i64 %got, 0
+  br i1 %fine, label %loop, label %out
+loop:
+  %i = phi i64 [0, %ask], [%i1, %loop]
+  %any = phi i64 [0, %ask], [%any1, %loop]
+  %m.p = getelementptr i64, ptr %mine, i64 %i
+  %t.p = getelementptr i64, ptr %taken, i64 %i
+  %r.p = getelementptr i64, ptr %rest, i64 %i
+  %m = load i64, ptr %m.p
+  %t = load i64, ptr %t.p
+  %not = xor i64 %t, -1
+  %r = and i64 %m, %not
+  store i64 %r, ptr %r.p
+  %any1 = or i64 %any, %r
+  %i1 = add i64 %i, 1
+  %more = icmp slt i64 %i1, 16
+  br i1 %more, label %loop, label %judge
+judge:
+  %free = icmp ne i64 %any1, 0
+  br i1 %free, label %move, label %out
+move:
+  %moved = call i64 (i64, ...) @syscall(i64 $AFFINITY, i64 0, i64 128, ptr %rest)
+  %back = call i64 (i64, ...) @syscall(i64 $AFFINITY, i64 0, i64 128, ptr %mine)
+  br label %out
+out:
+  ret void
+}
+
 define i64 @run(ptr %ctx, ptr %table, i64 %count, ptr %times) {
 entry:
   %given = icmp ne ptr %times, null
@@ -253,6 +305,7 @@ alone:                                        ; other runs are under way: they a
   %left = atomicrmw sub ptr %active.p, i64 1 seq_cst
   ret i64 1
 together:
+  call void @step_aside(ptr %ctx)
   %table.p = getelementptr i64, ptr %ctx, i64 $TABLE
   %count.p = getelementptr i64, ptr %ctx, i64 $COUNT
   %times.p = getelementptr i64, ptr %ctx, i64 $TIMES
@@ -284,7 +337,7 @@ def pool_code(kind: str = "x86") -> str:
     text = _CODE
     words = {"BARRIER_SPIN": BARRIER_SPIN, "IDLE_SPIN": IDLE_SPIN, "ARRIVED": ARRIVED, "BARRIER": BARRIER,
              "SLEEPERS": SLEEPERS, "ACTIVE": ACTIVE, "THREADS": THREADS, "STOP": STOP, "DONE": DONE, "TABLE": TABLE,
-             "COUNT": COUNT, "TIMES": TIMES, "MASK": MASK, "HANDLE": HANDLE, **_SYSTEM[kind]}
+             "COUNT": COUNT, "TAKEN": TAKEN, "TIMES": TIMES, "MASK": MASK, "HANDLE": HANDLE, **_SYSTEM[kind]}
     for name in sorted(words, key=len, reverse=True):
         text = text.replace(f"${name}", str(words[name]))
     return text
@@ -323,7 +376,7 @@ class Pool:
         self._context = ctypes.addressof(self._words)
         self._words[THREADS] = self.threads
         self._words[IDLE_SPIN] = int(self._idle_us * self._pauses)
-        self._words[BARRIER_SPIN] = int(50 * self._pauses)
+        self._words[BARRIER_SPIN] = int(20 * self._pauses)
 
     def start(self) -> None:
         """Start the workers, unless they run already."""
@@ -335,11 +388,13 @@ class Pool:
                 at = BLOCKS + BLOCK * worker
                 self._words[at], self._words[at + 1] = self._context, worker
                 # unpinned, a woken worker may land on the core of the spinning caller: 2-14 ms were seen
-                if self.threads <= len(cpus) and cpus[worker] < 64 * (HANDLE - MASK):
+                if self.threads <= len(cpus) and cpus[worker] < 64 * MASK_WORDS:
                     cpu = cpus[worker]
                     mask = 1 << (cpu % 64)
-                    self._words[at + 2] = 8 * (HANDLE - MASK)
-                    self._words[at + MASK + cpu // 64] = mask - (1 << 64 if mask >> 63 else 0)
+                    self._words[at + 2] = 8 * MASK_WORDS
+                    mask -= 1 << 64 if mask >> 63 else 0        # as a signed word
+                    self._words[at + MASK + cpu // 64] = mask
+                    self._words[TAKEN + cpu // 64] |= mask
                 if code := self._start(self._context + 8 * at):
                     raise InternalError(f"a worker thread cannot be started (error {code})")
             self._started = True
