@@ -112,7 +112,7 @@ def code_key(code: str, target: Target) -> str:
 def _optimized(code: str, target: Target, name: str) -> tuple[llvm.ModuleRef, llvm.TargetMachine]:
     machine = _machine(target)
     try:
-        module = llvm.parse_assembly(code, llvm.create_context())
+        module = llvm.parse_assembly(code)      # in the global context: one of its own may be collected before it
         module.verify()
     except RuntimeError as error:
         raise CandidateError("LLVM refuses the kernel's code", where=name, why=(str(error).strip(),)) from None
@@ -149,7 +149,6 @@ class Library:
     """Code loaded into this process. It lives as long as this object: whoever calls into it keeps it."""
 
     engine: llvm.ExecutionEngine
-    context: llvm.ContextRef
 
     def address(self, name: str) -> int:
         """The address of a function. Raises CandidateError where the code has none of that name."""
@@ -161,14 +160,13 @@ class Library:
 
 def load_object(code: bytes, target: Target) -> Library:
     """Load an object file into this process. Raises CandidateError where it cannot be linked."""
-    context = llvm.create_context()
     try:
-        engine = llvm.create_mcjit_compiler(llvm.parse_assembly("", context), _machine(target))
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(target))
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
     except RuntimeError as error:
         raise CandidateError("the compiled code cannot be loaded", why=(str(error).strip(),)) from None
-    return Library(engine, context)
+    return Library(engine)
 
 
 def load_kernel(kernel: Kernel, target: Target, cache: CodeCache | None = None) -> Library:

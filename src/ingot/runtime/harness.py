@@ -12,6 +12,7 @@ from ingot.graph import evaluate
 from ingot.kernels import Kernel, Operand, Site
 from ingot.kernels.reference import from_physical, to_physical
 from ingot.runtime.compiler import CodeCache, Library, load_kernel
+from ingot.runtime.pool import Pool, launch_table
 from ingot.target import Target
 
 GUARD = 256         # bytes kept around every buffer
@@ -69,15 +70,18 @@ def _gaps(operand: Operand, memory: Guarded, view: np.ndarray, fill: int) -> boo
 
 def run_kernel(kernel: Kernel, site: Site, target: Target, arrays: Sequence[np.ndarray] | Mapping[int, np.ndarray],
                bindings: Mapping[str, int] | None = None, threads: int = 1, *, fill: int = 0xFF,
-               library: Library | None = None, cache: CodeCache | None = None) -> list[np.ndarray]:
+               library: Library | None = None, cache: CodeCache | None = None, pool: Pool | None = None,
+               ) -> list[np.ndarray]:
     """Run a kernel once and give its outputs, in physical form (dense copies).
 
     `arrays` are the site's inputs in physical form (`to_physical`), a packed array in the place of an operand that
     the tactic packs. The threads' parts run one after the other, phase by phase, which is one of the orders that
-    the pool may take. Outputs, workspace and scratch hold bytes `fill` on entry (NaN for 0xFF).
+    the pool may take; with `pool` they run on its threads. Outputs, workspace and scratch hold bytes `fill` on entry
+    (NaN for 0xFF).
     Raises CandidateError for code that LLVM refuses or that writes where it must not.
     """
     bound = dict(bindings or {})
+    threads = pool.threads if pool else threads
     held: list[tuple[str, Guarded]] = []
     for position, operand in enumerate(site.inputs):
         given = np.ascontiguousarray(arrays[position])
@@ -98,10 +102,15 @@ def run_kernel(kernel: Kernel, site: Site, target: Target, arrays: Sequence[np.n
     table = (ctypes.c_void_p * len(held))(*(memory.address for _, memory in held))
     symbols = (ctypes.c_int64 * max(1, len(site.symbols)))(*(bound[s.name] for s in site.symbols))
     code = library or load_kernel(kernel, target, cache)
-    for phase in kernel.phases:
-        call = PHASE(code.address(phase))
-        for thread in range(threads):
-            call(ctypes.addressof(table), ctypes.addressof(symbols), thread, threads)
+    buffers, sizes = ctypes.addressof(table), ctypes.addressof(symbols)
+    if pool:
+        calls = launch_table([(code.address(phase), buffers, sizes) for phase in kernel.phases])
+        pool.run(ctypes.addressof(calls), len(kernel.phases))
+    else:
+        for phase in kernel.phases:
+            call = PHASE(code.address(phase))
+            for thread in range(threads):
+                call(buffers, sizes, thread, threads)
     for name, memory in held:
         if why := memory.touched():
             raise CandidateError(f"the kernel writes outside {name}", where=kernel.name, why=(why,))

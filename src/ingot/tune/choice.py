@@ -29,17 +29,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidate that serves a site. `seconds` is None while it is untimed: the default, not a winner."""
+    """The candidate that serves a site: the winner of a race when `tuned`, else the default or the best so far."""
 
     site: str                   # the site's key
     tactic: str
     params: Params
     seconds: float | None = None
+    tuned: bool = False
     trials: tuple[Trial, ...] = field(default=(), compare=False)
-
-    @property
-    def tuned(self) -> bool:
-        return self.seconds is not None
 
     @property
     def point(self) -> str:
@@ -79,7 +76,7 @@ def default_choice(site: Site, target: Target) -> tuple[Choice, Kernel]:
             except CandidateError as error:
                 trials.append(Trial(tactic.name, params, note=str(error)))
                 continue
-            return Choice(site.key, tactic.name, params, None, tuple(trials)), kernel
+            return Choice(site.key, tactic.name, params, trials=tuple(trials)), kernel
     raise UnsupportedError(f"no kernel for {site}", where=str(target),
                            why=(*reasons, *(str(t) for t in trials)),
                            mend="meet one of the conditions above, or add a tactic under ingot/kernels")

@@ -1,0 +1,124 @@
+"""Candidates of a race on this machine: guarded runs for the judge, runs in a row for the clock."""
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from ingot.graph import evaluate
+from ingot.kernels import Kernel, Operand, Site
+from ingot.kernels.reference import from_physical, to_physical
+from ingot.runtime.compiler import CodeCache, Library, load_kernel
+from ingot.runtime.harness import run_kernel
+from ingot.runtime.memory import Block, address_of, array_at
+from ingot.runtime.pool import launch_table, pool_for
+from ingot.target import Target
+
+COLD = 24 << 20         # bytes of copies that constants are read from in turn, as other layers' come between in a run
+COPIES = 24
+
+
+class CpuDevice:
+    """This machine's CPUs, as the tuner sees them."""
+
+    def __init__(self, target: Target, cache: CodeCache | None = None) -> None:
+        self.target, self.cache = target, cache
+
+    def stand(self, site: Site) -> CpuStand:
+        """A place for one site's race."""
+        return CpuStand(site, self.target, self.cache)
+
+
+class CpuStand:
+    """One site's memory, shared by its candidates, and the code of each."""
+
+    def __init__(self, site: Site, target: Target, cache: CodeCache | None) -> None:
+        self._site, self._target, self._cache = site, target, cache
+        self._code: dict[str, Library] = {}
+        self._memory: list[Block] = []                      # of inputs and outputs, for the clock
+
+    def _library(self, kernel: Kernel) -> Library:
+        if kernel.code not in self._code:
+            self._code[kernel.code] = load_kernel(kernel, self._target, self._cache)
+        return self._code[kernel.code]
+
+    def outputs(self, kernel: Kernel, inputs: Sequence[np.ndarray], packed: Mapping[int, np.ndarray],
+                sizes: Mapping[str, int], threads: int, fill: int) -> list[np.ndarray]:
+        """Logical outputs of one guarded run on `threads` threads. Raises CandidateError."""
+        physical = [packed[i] if i in packed else to_physical(a, o.type.at(sizes))
+                    for i, (a, o) in enumerate(zip(inputs, self._site.inputs, strict=True))]
+        pool = pool_for(self._target, threads, self._cache) if threads > 1 else None
+        found = run_kernel(kernel, self._site, self._target, physical, sizes, threads, fill=fill,
+                           library=self._library(kernel), pool=pool)
+        return [from_physical(a, o.type.at(sizes)) for a, o in zip(found, self._site.outputs, strict=True)]
+
+    def timer(self, kernel: Kernel, inputs: Sequence[np.ndarray], packed: Mapping[int, np.ndarray],
+              sizes: Mapping[str, int]) -> Callable[[int], float]:
+        """What runs the kernel so many times in a row on the pool and gives the seconds. Raises CandidateError."""
+        site, threads = self._site, self._target.threads
+        if not self._memory:
+            self._memory = [_loaded(o, a, sizes) for o, a in zip(site.inputs, inputs, strict=True)]
+            self._memory += [_room(o, sizes) for o in site.outputs]
+        addresses = [[b.address] for b in self._memory]
+        blocks: list[Block] = []
+        for k, operand in enumerate(site.inputs):
+            if not operand.constant:
+                continue
+            array = packed[k] if k in packed else to_physical(inputs[k], operand.type.at(sizes))
+            copies = _copies(array)
+            blocks += copies
+            addresses[k] = [c.address for c in copies]
+        work = [Block(evaluate(kernel.workspace, sizes)), Block(evaluate(kernel.scratch, sizes) * threads)]
+        addresses += [[b.address] for b in work]
+        library = self._library(kernel)
+        pool = pool_for(self._target, threads, self._cache)
+        symbols = (ctypes.c_int64 * max(1, len(site.symbols)))(*(sizes[s.name] for s in site.symbols))
+        rounds = max(len(a) for a in addresses)
+        tables = [(ctypes.c_int64 * len(addresses))(*(a[r % len(a)] for a in addresses)) for r in range(rounds)]
+        phases = [library.address(p) for p in kernel.phases]
+        bound = ctypes.addressof(symbols)
+        calls = launch_table([(phase, ctypes.addressof(t), bound) for t in tables for phase in phases])
+        whole, start = rounds * len(phases), ctypes.addressof(calls)
+        kept = (library, blocks, work, self._memory, symbols, tables, calls)
+
+        def run(times: int) -> float:
+            done = 0
+            begin = time.perf_counter()
+            while done < times:
+                part = min(rounds, times - done)
+                pool.run(start, whole if part == rounds else part * len(phases))
+                done += part
+            return time.perf_counter() - begin if kept else 0.0
+
+        return run
+
+
+def _room(operand: Operand, sizes: Mapping[str, int]) -> Block:
+    """Memory for an operand, gaps between its rows included."""
+    shape = tuple(evaluate(d, sizes) for d in operand.type.physical)
+    strides = tuple(evaluate(s, sizes) for s in operand.steps)
+    extent = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    return Block(extent * operand.type.dtype.nbytes)
+
+
+def _loaded(operand: Operand, array: np.ndarray, sizes: Mapping[str, int]) -> Block:
+    made = _room(operand, sizes)
+    shape = tuple(evaluate(d, sizes) for d in operand.type.physical)
+    strides = tuple(evaluate(s, sizes) for s in operand.steps)
+    into = array_at(made.address, shape, strides, operand.type.dtype.numpy)
+    into[...] = to_physical(array, operand.type.at(sizes))
+    return made
+
+
+def _copies(array: np.ndarray) -> list[Block]:
+    """Enough copies of a constant that its next use finds it as far away as in a whole network's run."""
+    dense = np.ascontiguousarray(array)
+    count = max(1, min(COPIES, COLD // max(1, dense.nbytes)))
+    found = []
+    for _ in range(count):
+        block = Block(dense.nbytes)
+        ctypes.memmove(block.address, address_of(dense), dense.nbytes)
+        found.append(block)
+    return found

@@ -1,0 +1,97 @@
+"""Timing that a noisy machine does not fool: interleaved blocks, the quiet ones of each, until the order is certain."""
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+Timer = Callable[[int], float]      # runs so many times in a row and gives the seconds it took
+
+BLOCK = 200e-6      # seconds a block should take at least
+NOISE = 0.01        # candidates nearer than this are taken to be equally fast
+
+
+@dataclass
+class Sample:
+    """The blocks of one candidate: seconds per run."""
+
+    timer: Timer
+    repeats: int = 1
+    blocks: list[float] = field(default_factory=list)
+
+    def measure(self, blocks: int = 1) -> None:
+        for _ in range(blocks):
+            self.blocks.append(self.timer(self.repeats) / self.repeats)
+
+    def calibrate(self, block: float) -> None:
+        """Warm up, and find how many runs make a block."""
+        self.timer(1)
+        once = min(self.timer(1), self.timer(1))
+        self.repeats = max(1, min(100_000, math.ceil(block / max(once, 1e-8))))
+        if self.repeats > 8:        # a single run is mostly the cost of the call
+            once = self.timer(self.repeats) / self.repeats
+            self.repeats = max(1, min(100_000, math.ceil(block / max(once, 1e-8))))
+
+    @property
+    def seconds(self) -> float:
+        """The mean of the quietest third of the blocks: noise only ever adds."""
+        low = sorted(self.blocks)[:max(1, len(self.blocks) // 3)]
+        return sum(low) / len(low)
+
+    @property
+    def spread(self) -> float:
+        """How far the quiet blocks lie apart, relative: what the estimate may be wrong by."""
+        low = sorted(self.blocks)[:max(2, len(self.blocks) // 3)]
+        return (low[-1] - low[0]) / low[0] if len(low) > 1 and low[0] > 0 else 1.0
+
+
+def race(timers: Sequence[Timer], deadline: float = math.inf, *, block: float = BLOCK, rounds: int = 5,
+         clock: Callable[[], float] = time.monotonic) -> tuple[list[float | None], int]:
+    """Seconds of each candidate (None: not reached before the deadline) and the index of the winner.
+
+    Blocks of the candidates alternate, so that a disturbance meets all alike. After each round the slower part
+    leaves; the race ends when one is left, or when all that are left lie within the noise. Among equals the first
+    in order wins. Raises ValueError when there is no candidate.
+    """
+    if not timers:
+        raise ValueError("a race needs a candidate")
+    samples: list[Sample] = []
+    for timer in timers:
+        if samples and clock() > deadline:
+            break
+        sample = Sample(timer)
+        sample.calibrate(block)
+        sample.measure()
+        samples.append(sample)
+    leader = min(s.seconds for s in samples)
+    for sample in samples:
+        if sample.seconds > 1.5 * leader:       # slow, or disturbed? Look again before it leaves
+            sample.measure(2 if sample.seconds < 4 * leader else 1)
+    alive = _kept(range(len(samples)), samples, 1.5)
+    for number in range(rounds):
+        if len(alive) == 1 or clock() > deadline:
+            break
+        for _ in range(3 * (number + 1)):
+            for i in alive:
+                samples[i].measure()
+        best = min(samples[i].seconds for i in alive)
+        noise = max(NOISE, min(0.1, max(samples[i].spread for i in alive if samples[i].seconds <= best * 1.02)))
+        alive = _kept(alive, samples, 1 + noise)
+        if len(alive) > 1 and number >= 1 and all(samples[i].seconds <= best * (1 + NOISE) for i in alive):
+            break
+    best = min(samples[i].seconds for i in alive)
+    winner = min(i for i in alive if samples[i].seconds <= best * (1 + NOISE))
+    times: list[float | None] = [s.seconds for s in samples]
+    return times + [None] * (len(timers) - len(samples)), winner
+
+
+def _kept(alive: Sequence[int] | range, samples: Sequence[Sample], factor: float) -> list[int]:
+    """Those within a factor of the best, and of a large field at most the better half."""
+    best = min(samples[i].seconds for i in alive)
+    kept = [i for i in alive if samples[i].seconds <= best * factor]
+    limit = max(3, len(alive) // 2)
+    if len(kept) > limit:
+        bar = sorted(samples[i].seconds for i in kept)[limit - 1]
+        kept = [i for i in kept if samples[i].seconds <= bar]
+    return kept

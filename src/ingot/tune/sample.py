@@ -1,0 +1,113 @@
+"""Seeded inputs for a site, and how far two right answers of it may lie apart."""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from ingot.graph import DType, TensorType, evaluate
+from ingot.kernels import Site
+from ingot.ops import OPS
+
+UNIT = {"f64": 2.0**-53, "f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}      # unit roundoff
+_LAMBDA = 16.0      # both sides round; generous, as a kernel that is wrong is wrong by far more
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "MatMulInteger", "ConvInteger"})
+
+
+def small_sizes(site: Site) -> dict[str, int]:
+    """Sizes of the symbols for a quick check: small, and odd where the profile allows it."""
+    return {s.name: max(s.min, min(s.max, 3)) for s in site.symbols}
+
+
+def opt_sizes(site: Site) -> dict[str, int]:
+    """The sizes a site is tuned at."""
+    return {s.name: s.opt for s in site.symbols}
+
+
+def _values(type_: TensorType, rng: np.random.Generator, limit: int | None) -> np.ndarray:
+    shape: tuple[int, ...] = tuple(int(d) for d in type_.shape)         # type: ignore[arg-type]
+    kind = type_.dtype.kind
+    if kind in ("int", "uint"):
+        low, high = (0, limit) if limit is not None else (1, 8)         # never 0 as a divisor
+        return rng.integers(low, max(low + 1, high), shape).astype(type_.dtype.numpy)
+    if kind == "bool":
+        return rng.integers(0, 2, shape).astype(bool)
+    return rng.standard_normal(shape, np.float32).astype(type_.dtype.numpy)
+
+
+def _index_limit(site: Site, operand: int, sizes: Mapping[str, int]) -> int | None:
+    """For an operand that indexes another one: the least size it may index into; None for any other operand."""
+    limits: list[int] = []
+    for step in site.steps:
+        op = OPS.get(step.op)
+        for position, source in enumerate(step.inputs):
+            name = op.inputs[min(position, len(op.inputs) - 1)].rstrip("?*") if op and op.inputs else ""
+            data = step.inputs[0]
+            if source != operand or name not in ("indices", "index", "indexes") or data is None:
+                continue
+            type_ = site.inputs[data].type if data >= 0 else site.steps[~data].types[0]
+            limits.append(min((evaluate(d, sizes) for d in type_.shape), default=1))
+    return min(limits, default=None)
+
+
+def sample_inputs(site: Site, sizes: Mapping[str, int], constants: Mapping[int, np.ndarray] | None = None,
+                  ) -> list[np.ndarray]:
+    """Logical arrays for a site's inputs: the same for the same site and sizes. `constants` are taken as they are."""
+    rng = np.random.default_rng(int(site.key, 16))
+    known = constants or {}
+    return [known[i] if i in known else _values(operand.type.at(sizes), rng, _index_limit(site, i, sizes))
+            for i, operand in enumerate(site.inputs)]
+
+
+def sum_length(site: Site, sizes: Mapping[str, int]) -> float:
+    """The length of the sum behind one element of the result, over all steps; some more for functions."""
+    total = 4.0 * len(site.steps)
+    for step in site.steps:
+        types = [site.inputs[i].type if i >= 0 else site.steps[~i].types[0] for i in step.inputs if i is not None]
+        made = [t for t in step.types if t.shape]
+        if not types:
+            continue
+        given = max(math.prod(evaluate(d, sizes) for d in t.shape) for t in types)
+        gives = max((math.prod(evaluate(d, sizes) for d in t.shape) for t in made), default=1)
+        if step.op in _PRODUCTS and len(types) > 1:
+            weight = math.prod(evaluate(d, sizes) for d in types[1].shape)
+            last = evaluate(types[0].shape[-1], sizes) if types[0].shape else 1
+            total += max(last, weight / max(1, evaluate(types[1].shape[0], sizes)) if types[1].shape else 1)
+        elif step.op in OPS and not OPS[step.op].pointwise:
+            total += max(given / max(1, gives), evaluate(types[0].shape[-1], sizes) if types[0].shape else 1)
+    return total
+
+
+def tolerance(site: Site, sizes: Mapping[str, int]) -> float:
+    """The largest allowed difference relative to the result's largest magnitude: from dtype and sum length."""
+    dtypes: list[DType] = [o.type.dtype for o in (*site.inputs, *site.outputs)]
+    unit = max((UNIT[d.name] for d in dtypes if d.name in UNIT), default=0.0)
+    return _LAMBDA * unit * math.sqrt(sum_length(site, sizes))
+
+
+def difference(found: np.ndarray, wanted: np.ndarray, relative: float) -> str | None:
+    """Why the result found is not the one wanted, or None. Infinities and NaNs must stand in the same places."""
+    if found.shape != wanted.shape:
+        return f"its shape is {list(found.shape)}, not {list(wanted.shape)}"
+    if found.size == 0:
+        return None
+    if not (np.issubdtype(wanted.dtype, np.inexact) or wanted.dtype.kind == "V" or wanted.dtype.name == "bfloat16"):
+        wrong = int((found != wanted).sum())
+        return f"{wrong} of {found.size} elements differ" if wrong else None
+    wide = np.float64 if wanted.dtype == np.float64 else np.float32
+    a: np.ndarray = np.asarray(found, wide)
+    b: np.ndarray = np.asarray(wanted, wide)
+    with np.errstate(all="ignore"):
+        error = np.abs(a - b)
+        worst, scale = float(error.max()), float(np.abs(b).max())
+        if math.isfinite(worst) and math.isfinite(scale):
+            return None if worst <= relative * scale else f"wrong by {worst:.2g} at a scale of {scale:.2g}"
+        finite = np.isfinite(b)
+        same = np.where(finite, np.isfinite(a), (a == b) | (np.isnan(a) & np.isnan(b)))
+        if not same.all():
+            return f"{int((~same).sum())} of {a.size} elements are NaN, infinite or unwritten where they must not be"
+        if not finite.any():
+            return None
+        worst, scale = float(error[finite].max()), float(np.abs(b[finite]).max())
+    return None if worst <= relative * scale else f"wrong by {worst:.2g} at a scale of {scale:.2g}"
