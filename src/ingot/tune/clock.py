@@ -92,6 +92,6 @@ def _kept(alive: Sequence[int] | range, samples: Sequence[Sample], factor: float
     kept = [i for i in alive if samples[i].seconds <= best * factor]
     limit = max(3, len(alive) // 2)
     if len(kept) > limit:
-        bar = sorted(samples[i].seconds for i in kept)[limit - 1]
+        bar = max(sorted(samples[i].seconds for i in kept)[limit - 1], best * (1 + NOISE))
         kept = [i for i in kept if samples[i].seconds <= bar]
     return kept
