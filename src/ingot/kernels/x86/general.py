@@ -1,7 +1,15 @@
 """The tactics of every op that is neither a contraction nor attention."""
 from ingot.kernels.tactic import Tactic
+from ingot.kernels.x86.normalisation import GroupStatistics, RowNormalization
 from ingot.kernels.x86.pointwise import Pointwise
+from ingot.kernels.x86.reduction import Reduction
+from ingot.kernels.x86.softmax import SoftmaxColumns, SoftmaxRows
 
 GENERAL: tuple[Tactic, ...] = (
     Pointwise(),
+    SoftmaxRows(),
+    SoftmaxColumns(),
+    RowNormalization(),
+    GroupStatistics(),
+    Reduction(),
 )
