@@ -184,7 +184,7 @@ def main() -> None:
             print(f"{layer!s:28} x{count} {seconds * 1e6:8.0f} us {rate:6.1f} GFLOP/s "
                   f"{100 * rate / args.peak / args.threads:5.1f} %  {name[4:]:20} {dict(params)} "
                   f"compile {compiled * 1e3:.0f} ms", flush=True)
-        total += count * min(found)[0]
+        total += count * min(f[0] for f in found)
         first_total += count * found[0][0]
         flops += count * work
     rate = flops / total / 1e9

@@ -9,6 +9,7 @@ import pytest
 from ingot.graph import F32, F64, Symbol, TensorType, evaluate, symbol
 from ingot.kernels import Operand, Site, Step, Tactic
 from ingot.kernels.codegen import target_for
+from ingot.kernels.x86.conv_depthwise import DepthwiseConvolution
 from ingot.kernels.x86.conv_direct import DirectConvolution, ProductConvolution, StemConvolution
 from ingot.kernels.x86.conv_plain import PlainConvolution
 from ingot.ops import OPS
@@ -17,7 +18,8 @@ from ingot.runtime.compiler import assembly
 from ingot.runtime.harness import run_logical
 from ingot.runtime.host import host_target
 
-TACTICS: tuple[Tactic, ...] = (DirectConvolution(), ProductConvolution(), StemConvolution(), PlainConvolution())
+TACTICS: tuple[Tactic, ...] = (DirectConvolution(), ProductConvolution(), StemConvolution(), DepthwiseConvolution(),
+                              PlainConvolution())
 
 
 def convolved(x: np.ndarray, w: np.ndarray, window, groups: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Tactics for CPUs, best guess first. NEON shares them: an instruction set is data (codegen/isa.py)."""
 from ingot.kernels.tactic import TACTICS
+from ingot.kernels.x86.conv_depthwise import DepthwiseConvolution
 from ingot.kernels.x86.conv_direct import DirectConvolution, ProductConvolution, StemConvolution
 from ingot.kernels.x86.conv_plain import PlainConvolution
 from ingot.kernels.x86.general import GENERAL
@@ -7,7 +8,7 @@ from ingot.kernels.x86.matmul import TiledMatMul
 from ingot.kernels.x86.matmul_plain import PlainMatMul
 
 TACTICS["x86"] = TACTICS["neon"] = (
-    ProductConvolution(), DirectConvolution(), StemConvolution(), PlainConvolution(),
+    ProductConvolution(), DirectConvolution(), StemConvolution(), DepthwiseConvolution(), PlainConvolution(),
 
     TiledMatMul(), PlainMatMul(),
 
