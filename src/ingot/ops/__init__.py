@@ -18,7 +18,7 @@ from ingot.ops import (
     shape,
 )
 from ingot.ops.convolution import Window, convolution_window, transposed_window, window
-from ingot.ops.movement import slices_of, split_sizes
+from ingot.ops.movement import clamps, slices_of, split_sizes
 from ingot.ops.op import OPS, REQUIRED, Op, declare, infer
 from ingot.ops.pooling import pooling_window
 from ingot.ops.reduction import reduced_axes
@@ -27,7 +27,7 @@ from ingot.ops.shapes import broadcast, dims, ints
 OPSET = 28      # the one ONNX opset whose meaning the graph's ops have
 
 __all__ = [
-    "OPS", "OPSET", "REQUIRED", "Op", "Window", "attention", "broadcast", "convolution", "convolution_window",
+    "OPS", "OPSET", "REQUIRED", "Op", "Window", "attention", "broadcast", "clamps", "convolution", "convolution_window",
     "declare", "dims", "indexing", "infer", "ints", "linear", "movement", "normalisation", "pointwise", "pooling",
     "pooling_window", "quantisation", "reduced_axes", "reduction", "resize", "shape", "slices_of", "split_sizes",
     "transposed_window", "window",

@@ -1,7 +1,9 @@
 """Ops that move elements and change none: reshape, transpose, slice, concatenate, pad, tile, resize."""
 from __future__ import annotations
 
-from ingot.graph import Dim, TensorType, product
+from collections.abc import Mapping
+
+from ingot.graph import Dim, TensorType, evaluate, product
 from ingot.ops.op import REQUIRED, Attrs, Op, Types, declare
 from ingot.ops.samples import f32, f64, i64, scalar
 from ingot.ops.shapes import axes_of, axis_of, broadcast, dims, given, integer, ints, same_dim, same_dtype, word
@@ -53,6 +55,8 @@ declare(Op("Flatten", "the axes before `axis` as one, and the others as one", ("
 def _squeeze(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
     x, axes = given(types[0]), ints(attrs, "axes")
     if axes is None:
+        if loose := [d for d in x.shape if not isinstance(d, int)]:
+            raise ValueError(f"whether {loose[0]} is 1 is not known: give the axes")
         gone: tuple[int, ...] = tuple(i for i, d in enumerate(x.shape) if d == 1)
     else:
         gone = axes_of(axes, x.rank)
@@ -147,13 +151,16 @@ declare(Op("Split", "pieces along the axis, of the given sizes or equal", ("x",)
 
 
 def sliced(size: Dim, start: Dim, end: Dim, step: int) -> tuple[Dim, Dim]:
-    """First position and length of a slice of an axis, ONNX's clamping applied. Raises ValueError when unknown."""
+    """First position and length of a slice of an axis, ONNX's clamping applied.
+
+    Where a size or bound is symbolic, bounds other than "to the end" are taken to lie within the axis, since what a
+    clamp does would not be one expression; `clamps` tells for given sizes whether that holds.
+    """
     if step == 0:
         raise ValueError("a slice has step 0")
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
         places = range(*slice(start, end if end >= -size or step > 0 else None, step).indices(size))
         return (places.start, len(places))
-    # The clamps below decide for a symbolic size at least as large as any number it meets, as profiles promise.
     if step > 0:
         first = _place(size, start)
         last = size if isinstance(end, int) and end >= _FAR else _place(size, end)
@@ -186,6 +193,16 @@ def slices_of(x: TensorType, attrs: Attrs) -> tuple[tuple[Dim, Dim, int], ...]:
     for a, start, end, step in zip(axes, starts, ends, steps, strict=True):
         found[a] = (*sliced(x.shape[a], start, end, step), step)
     return tuple(found)
+
+
+def clamps(x: TensorType, attrs: Attrs, sizes: Mapping[str, int]) -> bool:
+    """Whether at these sizes of its symbols a Slice meets a clamp that its inferred shape does not account for."""
+    for (first, length, step), size in zip(slices_of(x, attrs), x.shape, strict=True):
+        start, count, total = evaluate(first, sizes), evaluate(length, sizes), evaluate(size, sizes)
+        last = start + (count - 1) * step
+        if count < 0 or (count and not (0 <= start < total and 0 <= last < total)):
+            return True
+    return False
 
 
 def _slice(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
@@ -284,4 +301,4 @@ declare(Op("Trilu", "the upper or lower triangle from diagonal k, else 0", ("x",
     ((i64(5, 5),), {"k": (-1,), "upper": 0}))))
 
 
-__all__ = ["slices_of", "split_sizes"]
+__all__ = ["clamps", "slices_of", "split_sizes"]

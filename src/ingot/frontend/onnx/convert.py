@@ -18,7 +18,7 @@ from ingot.frontend.onnx.read import Source, array_from, read_model
 from ingot.frontend.onnx.upgrade import OLDEST, upgrade
 from ingot.frontend.shapes import DEFAULT_PROFILE, ShapeSpec, Symbols, read_spec, settled
 from ingot.graph import DTYPES, Dim, Expr, Graph, GraphBuilder, Node, Symbol, TensorType, evaluate, parse_dim
-from ingot.ops import OPS, OPSET, infer, pooling_window
+from ingot.ops import OPS, OPSET, clamps, dims, infer, pooling_window
 from ingot.ops.contents import Contents, follow, known
 from ingot.ops.convolution import convolution_window
 from ingot.ops.fallback import refusal
@@ -296,6 +296,7 @@ class _Reader:
 
     def _append(self, node: Node) -> None:
         self.build.add(node)
+        self._bounds(node)
         named = [o for o in node.outputs if o]
         made = [self.build.types[o] for o in named]
         for name, t in zip(named, made, strict=True):
@@ -303,6 +304,17 @@ class _Reader:
         held = follow(node, tuple(self.build.types.get(i) for i in node.inputs), tuple(made),
                       [self.contents.get(i) for i in node.inputs])
         self.contents.update({n: c for n, c in zip(named, held, strict=True) if c is not None})
+
+    def _bounds(self, node: Node) -> None:
+        """A slice with symbolic bounds stays within its axis on the whole profile."""
+        x = self.build.types.get(node.inputs[0]) if node.op == "Slice" else None
+        if x is None or not (x.symbols or any(isinstance(v, Expr) for k in ("starts", "ends") for v in
+                                              dims(node.attrs, k) or ())):
+            return
+        for which in ("min", "max"):
+            if clamps(x, node.attrs, sizes := {k: getattr(s, which) for k, s in self.build.symbols.items()}):
+                raise UnsupportedError(f"it cuts beyond {x} when {', '.join(f'{k} is {v}' for k, v in sizes.items())}",
+                                       mend="give a narrower range with --shapes")
 
     def _measure(self, name: str, t: TensorType) -> None:
         largest = evaluate(t.nbytes, {k: s.max for k, s in self.build.symbols.items()})
