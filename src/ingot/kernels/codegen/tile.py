@@ -21,7 +21,7 @@ keeps the code of a long epilogue rows times smaller; rows that lie past the edg
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ingot.kernels.codegen.code import Code, Int, Value, Variable, vector
@@ -112,6 +112,20 @@ def shapes(isa: Isa, least: int = 8) -> list[tuple[int, int]]:
     found = [(rows, vectors) for vectors in range(1, 9) for rows in range(1, isa.registers)
              if rows * vectors >= least and fits(isa, rows, vectors)]
     return sorted(found, key=lambda s: ((s[0] + s[1]) / (s[0] * s[1]), -s[0]))
+
+
+def transposed(code: Code, rows: Sequence[Value]) -> list[Value]:
+    """As many registers as lanes, transposed: lane r of result l is lane l of rows[r]."""
+    found, lanes = list(rows), rows[0].lanes
+    apart = 1
+    while apart < lanes:
+        for i in range(lanes):
+            if not i & apart:
+                a, b = found[i], found[i + apart]
+                found[i] = code.shuffle(a, b, [n + lanes - apart if n & apart else n for n in range(lanes)])
+                found[i + apart] = code.shuffle(a, b, [n + lanes if n & apart else n + apart for n in range(lanes)])
+        apart *= 2
+    return found
 
 
 @contextmanager

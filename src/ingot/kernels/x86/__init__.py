@@ -2,6 +2,7 @@
 from ingot.kernels.tactic import TACTICS
 from ingot.kernels.x86.conv_depthwise import DepthwiseConvolution
 from ingot.kernels.x86.conv_direct import DirectConvolution, ProductConvolution, StemConvolution
+from ingot.kernels.x86.attention import BlockedAttention
 from ingot.kernels.x86.conv_plain import PlainConvolution
 from ingot.kernels.x86.general import GENERAL
 from ingot.kernels.x86.matmul import TiledMatMul
@@ -11,6 +12,7 @@ TACTICS["x86"] = TACTICS["neon"] = (
     ProductConvolution(), DirectConvolution(), StemConvolution(), DepthwiseConvolution(), PlainConvolution(),
 
     TiledMatMul(), PlainMatMul(),
+    BlockedAttention(),
 
     *GENERAL,
 )
