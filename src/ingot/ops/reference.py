@@ -83,10 +83,22 @@ def evaluate(node: Node, arrays: Sequence[np.ndarray | None], bindings: Bindings
             return made
     named = {name: array for name, array in zip(node.inputs, arrays, strict=True) if name}
     operands = [v.array(sizes) if isinstance(v, Promoted) else named.get(v) for v in onnx_inputs(node)]
+    if node.op == "Attention" and node.attrs.get("is_causal"):
+        operands = _with_whole_mask(operands)
     feeds = {f"i{k}": a for k, a in enumerate(operands) if a is not None}
     with np.errstate(all="ignore"):
         results = iter(_built(node, operands).run(None, feeds))
     return [np.asarray(next(results)) if o else np.empty(0) for o in node.outputs]
+
+
+def _with_whole_mask(operands: list[np.ndarray | None]) -> list[np.ndarray | None]:
+    """Attention's operands, a mask of one row repeated for every query: onnx.reference makes as many causal rows as
+    the mask has, so all queries would see what the first one sees."""
+    query, mask = operands[0], operands[3] if len(operands) > 3 else None
+    if query is None or mask is None or mask.ndim == 0 or (mask.ndim > 1 and mask.shape[-2] != 1):
+        return operands
+    whole = np.broadcast_to(mask, (*mask.shape[:-2], query.shape[-2], mask.shape[-1])).copy()
+    return [*operands[:3], whole, *operands[4:]]
 
 
 def _bound(node: Node, sizes: Bindings) -> dict[str, object]:
