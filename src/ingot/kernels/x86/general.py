@@ -2,6 +2,7 @@
 from ingot.kernels.tactic import Tactic
 from ingot.kernels.x86.normalisation import GroupStatistics, RowNormalization
 from ingot.kernels.x86.pointwise import Pointwise
+from ingot.kernels.x86.pooling import Pooling
 from ingot.kernels.x86.reduction import Reduction
 from ingot.kernels.x86.softmax import SoftmaxColumns, SoftmaxRows
 
@@ -12,4 +13,5 @@ GENERAL: tuple[Tactic, ...] = (
     RowNormalization(),
     GroupStatistics(),
     Reduction(),
+    Pooling(),
 )
