@@ -1,10 +1,12 @@
 """The tactics of every op that is neither a contraction nor attention."""
 from ingot.kernels.tactic import Tactic
+from ingot.kernels.x86.movement import ConstantPad, Copies
 from ingot.kernels.x86.normalisation import GroupStatistics, RowNormalization
 from ingot.kernels.x86.pointwise import Pointwise
 from ingot.kernels.x86.pooling import Pooling
 from ingot.kernels.x86.reduction import Reduction
 from ingot.kernels.x86.softmax import SoftmaxColumns, SoftmaxRows
+from ingot.kernels.x86.transpose import Reorder, Transpose
 
 GENERAL: tuple[Tactic, ...] = (
     Pointwise(),
@@ -14,4 +16,8 @@ GENERAL: tuple[Tactic, ...] = (
     GroupStatistics(),
     Reduction(),
     Pooling(),
+    Transpose(),
+    Reorder(),
+    Copies(),
+    ConstantPad(),
 )

@@ -103,6 +103,15 @@ class Nest:
                     for k, v in zip(keys, views[1:], strict=True)}
         self.lanes = self._lanes()
 
+    @property
+    def width(self) -> int:
+        """Lanes of the vectors that are computed on: those of a register, or fewer where the last dimension is short."""
+        last = self.dims[-1]
+        return power_of_two(last) if self._is_short() and isinstance(last, int) else self.lanes
+
+    def _is_short(self) -> bool:
+        return self.lanes > 1 and isinstance(self.dims[-1], int) and self.dims[-1] <= self.lanes
+
     def _lanes(self) -> int:
         sides = [self.out, *self.ins.values()]
         if self.dims == [1] or self.out.view.strides[-1] != 1:
@@ -118,7 +127,7 @@ class Nest:
         if isinstance(last, int) and last <= ROW:
             whole = self.dims if len(self.dims) > 1 else [1, last]
             middle, chunk = whole[-2], max(1, CHUNK // max(last, 1))
-            short = self.lanes > 1 and last <= self.lanes
+            short = self._is_short()
             with self._task(whole[:-2], middle, chunk, -2) as (sides, out, count):
                 if short:
                     self._column(sides, out, count, last, compute)
