@@ -47,8 +47,9 @@ class DepthwiseConvolution(Tactic):
         f, isa = _form(site), isa_of(target)
         most = _most(f, isa)
         width = f.out_size[2]
-        best = most if not isinstance(width, int) else -(-width // -(-width // most))
-        found = [best, max(1, (best + 1) // 2), min(most, 8)]
+        # short runs keep the code small and left no tile slower than long ones
+        runs = [min(most, n) for n in (8, most, 4)]
+        found = runs if not isinstance(width, int) else [-(-width // -(-width // n)) for n in runs]
         yield from ({"columns": c} for i, c in enumerate(found) if c not in found[:i])
 
     def pack(self, site: Site, params: Params, target: Target,
@@ -224,8 +225,8 @@ class _Emitter:
             for kh, row in enumerate(self.rows):
                 self._taps(code.offset(row, offset), kh, columns, edge)
         else:
-            with code.loop(0, f.kernel[1]) as kh:
-                self._taps(code.offset(self.row(kh), offset), kh, columns, edge)
+            with code.loop(0, f.kernel[1]) as tap:
+                self._taps(code.offset(self.row(tap), offset), tap, columns, edge)
         self._finish(column, columns)
 
     def _taps(self, row: Value, kh: Int, columns: int, edge: tuple[int, int] | None) -> None:

@@ -150,19 +150,40 @@ def _tile(f: Form, isa: Isa, vectors: int) -> tuple[int, int]:
     return 1, -(-width // pieces)
 
 
-def _strip(grid: Grid, rows: int, parts: int, threads: int, batch: int) -> int:
-    """Output rows per task: a whole number of tiles whose input stays in cache, and enough tasks for the threads."""
+def _load(height: int, strip: int, parts: int, batch: int, threads: int) -> float:
+    """Rows the busiest thread computes, over an even share: tasks are (image, strip, channel group), in this order."""
+    strips = -(-height // strip)
+    tasks = batch * strips * parts
+    last = height - (strips - 1) * strip
+    worst = 0
+    for t in range(threads):
+        low, high = t * tasks // threads, (t + 1) * tasks // threads
+        short = sum((i // parts + 1) % strips == 0 for i in range(low, high))      # tasks of a last, shorter strip
+        worst = max(worst, (high - low - short) * strip + short * last)
+    return worst * threads / (batch * height * parts)
+
+
+def _strips(grid: Grid, rows: int, parts: int, threads: int, batch: int) -> list[int]:
+    """Output rows per task, the best first: even shares, input that stays in cache, few copies and weight streams."""
     f = grid.f
-    height, width = f.out_size[1], f.size[2]
-    if not isinstance(height, int) or not isinstance(width, int):
-        return 8
-    row = f.depth * width * 4 * f.strides[1] * f.kernel[0]
-    most = max(rows, _KEEP // max(1, row) // rows * rows)
-    pieces = -(-height // min(most, height))
-    while (pieces * batch * parts) % threads and pieces < -(-height // rows):
-        pieces += 1
-    each = -(-height // pieces)
-    return -(-each // rows) * rows
+    height, width, out_width = f.out_size[1], f.size[2], f.out_size[2]
+    if not isinstance(height, int) or not isinstance(width, int) or not isinstance(out_width, int):
+        return [8]
+    found = {}
+    for pieces in range(1, -(-height // rows) + 1):
+        strip = (height + pieces * rows - 1) // (pieces * rows) * rows
+        if strip in found:
+            continue
+        in_rows = (strip - 1) * f.strides[1] + (f.kernel[1] - 1) * f.dilations[1] + 1
+        cost = _load(height, strip, parts * f.groups, min(batch, 2 * threads), threads)
+        if grid.padded:                                     # about three cycles a vector copied
+            cost *= 1 + 3 * in_rows * width / (strip * out_width * f.width * f.taps)
+        nbytes = in_rows * width * f.channels * 4
+        cost *= 1 + 0.02 * max(0.0, nbytes / _KEEP - 1)     # strips beyond the second-level cache
+        if f.filters * f.depth * f.taps * 4 > _KEEP:        # weights that come from afar for each strip
+            cost *= 1 + 1.5 / (strip * out_width)
+        found[strip] = cost * (1 + 0.003 / strip)
+    return sorted(found, key=lambda s: found[s])
 
 
 def points(site: Site, grid: Grid, target: Target) -> Iterator[Params]:
@@ -185,18 +206,13 @@ def points(site: Site, grid: Grid, target: Target) -> Iterator[Params]:
         ragged = 0.0 if not isinstance(height, int) else (height % rows) / height
         busy = max(1.0, 10 / (pixels * vectors))        # too few accumulators to hide the latency
         cost = waste * (1 + 0.5 * ragged) * busy * (1 + (pixels + vectors) / (pixels * vectors))
-        strip = _strip(grid, rows, -(-count // vectors) * f.groups, target.threads, batch)
-        ranked.append((cost, {"rows": rows, "columns": columns, "vectors": vectors, "strip": strip, "order": 0}))
+        ranked.append((cost, {"rows": rows, "columns": columns, "vectors": vectors}))
     ranked.sort(key=lambda r: r[0])
     seen: list[Params] = []
-    for _, point in ranked[:4]:
-        strips = [point["strip"]]
-        if isinstance(height, int):
-            whole = -(-height // point["rows"]) * point["rows"]
-            strips += [whole, max(point["rows"], point["strip"] // 2 // point["rows"] * point["rows"])]
-        for strip in strips:
-            for order in (0, 1) if strip >= point["strip"] else (0,):
-                if order and isinstance(height, int) and grid.padded and strip < height:
-                    continue        # every channel group would copy the input again
-                seen.append({**point, "strip": strip, "order": order})
+    for place, (_, point) in enumerate(ranked[:4]):
+        parts = -(-count // point["vectors"])
+        for strip in _strips(grid, point["rows"], parts, target.threads, batch)[:3 if place < 2 else 1]:
+            seen.append({**point, "strip": strip, "order": 0})
+            if not grid.padded or (isinstance(height, int) and strip >= height):
+                seen.append({**point, "strip": strip, "order": 1})
     yield from (p for i, p in enumerate(seen) if p not in seen[:i])
