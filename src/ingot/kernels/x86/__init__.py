@@ -1,8 +1,8 @@
 """Tactics for CPUs, best guess first. NEON shares them: an instruction set is data (codegen/isa.py)."""
 from ingot.kernels.tactic import TACTICS
+from ingot.kernels.x86.attention import BlockedAttention
 from ingot.kernels.x86.conv_depthwise import DepthwiseConvolution
 from ingot.kernels.x86.conv_direct import DirectConvolution, ProductConvolution, StemConvolution
-from ingot.kernels.x86.attention import BlockedAttention
 from ingot.kernels.x86.conv_plain import PlainConvolution
 from ingot.kernels.x86.general import GENERAL
 from ingot.kernels.x86.matmul import TiledMatMul

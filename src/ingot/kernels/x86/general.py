@@ -1,5 +1,7 @@
 """The tactics of every op that is neither a contraction nor attention."""
 from ingot.kernels.tactic import Tactic
+from ingot.kernels.x86.along import ArgBest, Running, TopK
+from ingot.kernels.x86.gather import Gather, GatherElements, GatherND, OneHot, Scatter
 from ingot.kernels.x86.movement import ConstantPad, Copies
 from ingot.kernels.x86.normalisation import GroupStatistics, RowNormalization
 from ingot.kernels.x86.pointwise import Pointwise
@@ -20,4 +22,12 @@ GENERAL: tuple[Tactic, ...] = (
     Reorder(),
     Copies(),
     ConstantPad(),
+    Gather(),
+    GatherElements(),
+    GatherND(),
+    Scatter(),
+    OneHot(),
+    ArgBest(),
+    Running(),
+    TopK(),
 )

@@ -119,7 +119,8 @@ def _blocks(site: Site, attrs: Mapping[str, object]) -> list[Copy]:
 
 _PLANS: Mapping[str, Planner] = {
     "Expand": _expand, "Slice": _slice, "Split": _split, "Concat": _concat, "Tile": _tile, "DepthToSpace": _blocks,
-    "SpaceToDepth": _blocks, "Reshape": _same, "Flatten": _same, "Squeeze": _same, "Unsqueeze": _same, "Identity": _same,
+    "SpaceToDepth": _blocks, "Reshape": _same, "Flatten": _same, "Squeeze": _same, "Unsqueeze": _same,
+    "Identity": _same,
 }
 
 

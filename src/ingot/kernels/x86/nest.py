@@ -105,7 +105,7 @@ class Nest:
 
     @property
     def width(self) -> int:
-        """Lanes of the vectors that are computed on: those of a register, or fewer where the last dimension is short."""
+        """Lanes of the vectors that are computed on: a register's, or fewer where the last dimension is short."""
         last = self.dims[-1]
         return power_of_two(last) if self._is_short() and isinstance(last, int) else self.lanes
 

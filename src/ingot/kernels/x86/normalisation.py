@@ -66,7 +66,7 @@ class RowNormalization(Tactic):
         return rows if isinstance(rows, str) else None
 
     def _axis(self, site: Site) -> int:
-        return int(site.attrs.get("axis", -1)) % site.step.types[0].rank      # type: ignore[call-overload]
+        return int(str(site.attrs.get("axis", -1))) % site.step.types[0].rank
 
     def emit(self, site: Site, params: Params, target: Target) -> Kernel:
         code = Code(isa_of(target), site.symbols)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import math as numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ingot.graph import BF16, F16, F32, F64, Dim, DType, product
 from ingot.kernels.codegen import Code, Int, Value, Variable, element_of, isa_of, math
@@ -77,7 +78,7 @@ def _rule_name(site: Site) -> str:
 
 @dataclass(frozen=True)
 class Shape:
-    """A reduction's loops: the kept dimensions (x, then the result, then other operands over them), the reduced ones."""
+    """A reduction's loops: the kept dimensions (x, the result, then other operands over them), the reduced ones."""
 
     kept: tuple[Dim, ...]
     views: tuple[View, ...]
@@ -91,10 +92,7 @@ def shape_of(site: Site) -> Shape | str:
     x, out = site.inputs[0], site.outputs[0]
     if site.step.inputs[0] != 0:
         return "the first operand is computed"
-    if site.op in _GLOBAL:
-        axes = tuple(range(2, x.type.rank))
-    else:
-        axes = reduced_axes(site.attrs, x.type.rank)
+    axes = tuple(range(2, x.type.rank)) if site.op in _GLOBAL else reduced_axes(site.attrs, x.type.rank)
     made = site.step.types[0]
     if x.type.layout != out.type.layout or made.shape != out.type.shape:
         return "a reduction keeps the layout"
@@ -301,13 +299,16 @@ class _Reducing:
         values: list[Value] = []
         if _rule_name(self.site) == "ReduceLogSumExp":
             for k, mask in enumerate(masks):
-                here = advance(code, moved[0], [(k * lanes, 1)])
-                values.append(self._guarded(lambda here=here, mask=mask: self._columns(here, [mask])[0]))  # type: ignore[misc]
+                x = advance(code, moved[0], [(k * lanes, 1)])
+                values.append(self._guarded(partial(self._column, x, mask)))
         else:
             values = [self._ended(v) for v in self._columns(moved[0], masks)]
         for k, (mask, value) in enumerate(zip(masks, values, strict=True)):
             here = [advance(code, s, [(k * lanes, s.view.strides[-1])]) for s in moved]
             self._finish(here, value, mask)
+
+    def _column(self, x: Side, mask: Value | None) -> Value:
+        return self._columns(x, [mask])[0]
 
     def _columns(self, x: Side, masks: Sequence[Value | None]) -> list[Value]:
         code, shape, lanes = self.code, self.shape, self.lanes

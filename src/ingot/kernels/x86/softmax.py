@@ -1,4 +1,4 @@
-"""Softmax and LogSoftmax: along rows, in registers where they fit; along another axis, a vector of columns at a time."""
+"""Softmax and LogSoftmax: along rows, in registers where they fit; along another axis, by vectors of columns."""
 from __future__ import annotations
 
 import math as numbers
@@ -14,7 +14,7 @@ _OPS = ("Softmax", "LogSoftmax")
 
 
 def _axis(site: Site) -> int:
-    return int(site.attrs.get("axis", -1)) % site.step.types[0].rank      # type: ignore[call-overload]
+    return int(str(site.attrs.get("axis", -1))) % site.step.types[0].rank
 
 
 def _largest(code: Code, v: Value) -> Value:

@@ -122,7 +122,7 @@ def _tiles(code: Code, dims: Sequence[Dim], x: Side, out: Side, axis: int, size:
         steps = {**dict(zip(outer, places, strict=True)), axis: j, last: k}
         here = [advance(code, s, [(i, s.view.strides[a]) for a, i in steps.items()]) for s in (x, out)]
         rows, columns = code.sub(sizes[last], k), code.sub(sizes[axis], j)
-        whole = all(isinstance(dims[a], int) and dims[a] % size == 0 for a in (axis, last))     # type: ignore[operator]
+        whole = all(isinstance(dims[a], int) and dims[a] % size == 0 for a in (axis, last))
 
         def tile(edge: bool) -> None:
             mask = code.mask(columns, size) if edge else None
