@@ -7,7 +7,8 @@ import numpy as np
 
 from ingot.graph import type_of
 from ingot.ops.convolution import convolution_window, transposed_window
-from ingot.ops.op import Attrs
+from ingot.ops.op import OPS, Attrs
+from ingot.ops.pooling import pooling_window
 from ingot.ops.shapes import ints
 
 Arrays = Sequence["np.ndarray | None"]
@@ -119,6 +120,51 @@ def pad(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
     return [np.ascontiguousarray(padded[tuple(cut)])]
 
 
+def lrn(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """LRN, of which onnx.reference serves only as many channels as there are samples."""
+    x, = (a for a in arrays if a is not None)
+    size = int(str(attrs["size"]))
+    before, after = (size - 1) // 2, size // 2
+    squares = np.pad(x * x, [(0, 0), (before, after), *[(0, 0)] * (x.ndim - 2)])
+    total = sum(squares[:, k:k + x.shape[1]] for k in range(size))
+    scale = float(str(attrs["bias"])) + float(str(attrs["alpha"])) / size * total
+    return [np.asarray(x / scale ** float(str(attrs["beta"])), dtype=x.dtype)]
+
+
+def lp_normalization(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """LpNormalization, whose 1-norm onnx.reference sums without taking magnitudes."""
+    x, = (a for a in arrays if a is not None)
+    norm = np.linalg.norm(x, ord=int(str(attrs["p"])), axis=int(str(attrs["axis"])), keepdims=True)
+    return [np.asarray(np.divide(x, norm, out=np.zeros_like(x), where=norm != 0), dtype=x.dtype)]
+
+
+def max_pool(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """MaxPool, whose positions onnx.reference gets wrong beyond one sample or two spatial axes."""
+    x, = (a for a in arrays if a is not None)
+    if attrs["storage_order"] or x.dtype.kind != "f":
+        return None
+    types = (type_of(x),)
+    sizes = tuple(int(str(d)) for d in OPS["MaxPool"].infer(types, attrs, 1)[0].shape[2:])
+    w, rank, spatial = pooling_window(types, attrs), x.ndim - 2, x.shape[2:]
+    begins = [int(str(b)) for b in w.begins]
+    reach = [(size - 1) * w.strides[i] + w.extent(i) for i, size in enumerate(sizes)]
+    widths = [(b, max(reach[i] - b - spatial[i], 0)) for i, b in enumerate(begins)]
+    padded = np.pad(x, [(0, 0), (0, 0), *widths], constant_values=-np.inf)
+    views = np.lib.stride_tricks.sliding_window_view(padded, tuple(w.extent(i) for i in range(rank)),
+                                                     axis=tuple(range(2, x.ndim)))
+    views = views[(slice(None), slice(None), *(slice(0, sizes[i] * w.strides[i], w.strides[i]) for i in range(rank)),
+                   *(slice(None, None, d) for d in w.dilations))]
+    flat = views.reshape(*views.shape[:x.ndim], -1)
+    best = flat.argmax(-1)
+    taps = np.unravel_index(best, w.kernel)
+    place = np.arange(x.shape[0] * x.shape[1]).reshape(x.shape[0], x.shape[1], *(1,) * rank)
+    for i in range(rank):
+        start = np.arange(sizes[i]).reshape(-1, *(1,) * (rank - 1 - i)) * w.strides[i] - begins[i]
+        place = place * spatial[i] + np.clip(start + taps[i] * w.dilations[i], 0, spatial[i] - 1)
+    return [np.take_along_axis(flat, best[..., None], -1)[..., 0], place]
+
+
 OWN: Mapping[str, Callable[[Arrays, Attrs], list[np.ndarray] | None]] = {
     "Conv": conv, "ConvTranspose": conv_transpose, "GlobalLpPool": global_lp_pool, "GlobalMaxPool": global_max_pool,
-    "Mean": mean, "Pad": pad, "Softsign": softsign}
+    "LRN": lrn, "LpNormalization": lp_normalization, "MaxPool": max_pool, "Mean": mean, "Pad": pad,
+    "Softsign": softsign}

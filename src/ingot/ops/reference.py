@@ -80,7 +80,7 @@ def evaluate(node: Node, arrays: Sequence[np.ndarray | None], bindings: Bindings
     if (own := OWN.get(node.op)) is not None:
         made = own(arrays, _bound(node, sizes))
         if made is not None:
-            return made
+            return made[:len(node.outputs)]
     named = {name: array for name, array in zip(node.inputs, arrays, strict=True) if name}
     operands = [v.array(sizes) if isinstance(v, Promoted) else named.get(v) for v in onnx_inputs(node)]
     if node.op == "Attention" and node.attrs.get("is_causal"):
