@@ -1,8 +1,10 @@
 """Engine and Variant: a portable graph, and for each device what was chosen, packed and planned for it."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -10,7 +12,9 @@ from ingot.graph import Graph
 from ingot.lower import Program
 from ingot.plan import MemoryPlan
 from ingot.target import Target
-from ingot.tune import Choice
+from ingot.tune import Choice, generator_version
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,15 +34,57 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Sealed(Generic[T]):
+    """A part of an engine file that is read, and its hashes checked, when it is first wanted."""
+
+    read: Callable[[], T]
+    target: Target | None = None        # of a variant, as its generator
+    generator: str = ""
+
+    @cached_property
+    def opened(self) -> T:
+        """The part. Raises EngineError where it is damaged."""
+        return self.read()
+
+
+@dataclass(frozen=True)
 class Engine:
     """A built model: data only. `ingot.runtime.Session` runs it."""
 
     name: str
-    graph: Graph                                        # portable: as loaded, before any target was known
-    variants: tuple[Variant, ...] = ()
+    portable: Graph | Sealed[Graph]                     # as loaded, before any target was known
+    variants: tuple[Variant | Sealed[Variant], ...] = ()
     verdict: Mapping[str, object] = field(default_factory=dict)     # what verification found
     report: Mapping[str, object] = field(default_factory=dict)      # how it was built
 
+    @property
+    def graph(self) -> Graph:
+        """The portable graph. Raises EngineError where that part of the file is damaged."""
+        return self.portable.opened if isinstance(self.portable, Sealed) else self.portable
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The devices there is a variant for."""
+        return tuple(v.target for v in self.variants if v.target is not None)
+
     def variant_for(self, target: Target) -> Variant | None:
-        """The variant made for this very kind of device, or None."""
-        return next((v for v in self.variants if v.target.fingerprint == target.fingerprint), None)
+        """The variant made for this very kind of device by this very kernel generator, or None.
+
+        Another generator may want constants packed otherwise. Raises EngineError where the variant is damaged.
+        """
+        for variant in self.variants:
+            if (variant.target is not None and variant.target.fingerprint == target.fingerprint
+                    and variant.generator == generator_version()):
+                return variant.opened if isinstance(variant, Sealed) else variant
+        return None
+
+    def declines(self, target: Target) -> str | None:
+        """Why the engine has nothing tuned for this device, or None if it has."""
+        here = [v for v in self.variants if v.target is not None and v.target.fingerprint == target.fingerprint]
+        if any(v.generator == generator_version() for v in here):
+            return None
+        if here:
+            made = ", ".join(v.generator for v in here)
+            return f"it was built by kernel generator {made}; the installed one is {generator_version()}"
+        held = ", ".join(t.fingerprint for t in self.targets) or "no device"
+        return f"it was built for {held}; this device is {target.fingerprint}"

@@ -17,7 +17,7 @@ from ingot.errors import EngineError, InternalError
 from ingot.graph import evaluate
 from ingot.kernels import Kernel, Operand
 from ingot.kernels.reference import from_physical, run_site, to_physical
-from ingot.plan import plan_memory
+from ingot.plan import faults, plan_memory
 from ingot.runtime.compiler import CodeCache
 from ingot.runtime.feeds import as_array, bind, checked_out, ordered
 from ingot.runtime.host import host_target
@@ -47,7 +47,7 @@ class Session:
         chosen = variant or engine.variant_for(host_target(asked)) or engine.variant_for(host_target())
         if chosen is None:
             raise EngineError(f"the engine '{engine.name}' was not built for this device", where=str(host_target()),
-                              why=tuple(f"it holds a variant for {v.target.fingerprint}" for v in engine.variants),
+                              why=tuple(f"it holds a variant for {t.fingerprint}" for t in engine.targets),
                               mend="load it with ingot.load, which makes a default variant, or build it here")
         self.engine, self.variant = engine, chosen
         self.threads = asked or chosen.target.threads
@@ -55,8 +55,11 @@ class Session:
         store = cache if cache is not None else code_cache()
         codes = load_codes(chosen, store, kernels)
         self.plan = chosen.plan
+        demands = [(c.workspace, c.scratch) if c else (0, 0) for c in codes]
+        if wrong := faults(program, chosen.plan, demands):
+            raise EngineError(f"the engine '{engine.name}' is not sound", why=tuple(wrong[:3]),
+                              mend="build the engine anew")
         if self.threads > chosen.plan.threads:      # scratch areas for more threads than the engine was planned for
-            demands = [(c.workspace, c.scratch) if c else (0, 0) for c in codes]
             self.plan = plan_memory(program, demands, self.threads)
         self._codes = codes
         self._pool = pool_for(chosen.target, self.threads, store)

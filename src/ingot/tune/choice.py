@@ -11,6 +11,8 @@ from ingot.errors import CandidateError, UnsupportedError
 from ingot.kernels import TACTICS, Kernel, Params, Site, Tactic, able
 from ingot.target import Target
 
+POINTS = 48         # the most points of one tactic's space that enter a race
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -60,6 +62,15 @@ def tactic_named(name: str, target: Target) -> Tactic:
         if tactic.name == name:
             return tactic
     raise UnsupportedError(f"no tactic is called {name}", where=str(target), mend="build the engine anew")
+
+
+def usable(choice: Choice, site: Site, target: Target) -> bool:
+    """Whether a choice from outside (a cache, a file) is one that a race here could have made."""
+    for tactic in able(site, target)[0]:
+        if tactic.name == choice.tactic:
+            points = zip(tactic.space(site, target), range(POINTS), strict=False)
+            return any(dict(p) == dict(choice.params) for p, _ in points)
+    return False
 
 
 def default_choice(site: Site, target: Target) -> tuple[Choice, Kernel]:

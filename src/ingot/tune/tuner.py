@@ -17,13 +17,12 @@ from ingot.kernels.reference import run_site
 from ingot.lower import Program
 from ingot.target import Target
 from ingot.tune.cache import TuningCache
-from ingot.tune.choice import Choice, Trial, default_choice, tactic_named
+from ingot.tune.choice import POINTS, Choice, Trial, default_choice, tactic_named, usable
 from ingot.tune.clock import Timer, race
 from ingot.tune.lock import timing_turn
 from ingot.tune.sample import difference, opt_sizes, sample_inputs, small_sizes, tolerance
 
 _LOG = logging.getLogger("ingot")
-POINTS = 48         # the most points of one tactic's space that enter a race
 
 Packed = Mapping[int, np.ndarray]
 
@@ -208,17 +207,6 @@ def _sites(program: Program) -> dict[str, tuple[Site, int, dict[int, np.ndarray]
     return found
 
 
-def _usable(choice: Choice | None, site: Site, target: Target) -> Choice | None:
-    """A cached choice whose tactic still serves the site at that very point."""
-    if choice is None:
-        return None
-    for tactic in able(site, target)[0]:
-        if tactic.name == choice.tactic:
-            points = zip(tactic.space(site, target), range(POINTS), strict=False)
-            return choice if any(dict(p) == dict(choice.params) for p, _ in points) else None
-    return None
-
-
 def tune(program: Program, target: Target, device: Device | None = None, cache: TuningCache | None = None, *,
          budget: float | None = None, progress: Callable[[Progress], None] | None = None, turn: Path | None = None,
          clock: Callable[[], float] = time.monotonic) -> Tuning:
@@ -235,7 +223,7 @@ def tune(program: Program, target: Target, device: Device | None = None, cache: 
     choices: dict[str, Choice] = {}
     kernels: dict[str, Kernel] = {}
     for key, (site, _, _) in sites.items():
-        if cache and (known := _usable(cache.get(key), site, target)):
+        if cache and (known := cache.get(key)) and usable(known, site, target):
             choices[key] = known
             kernels[key] = tactic_named(known.tactic, target).emit(site, known.params, target)
     cached = len(choices)
