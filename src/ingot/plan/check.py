@@ -22,9 +22,10 @@ def faults(program: Program, plan: MemoryPlan, demands: Sequence[Demand]) -> lis
     spans: list[tuple[int, int, int, int, str]] = []
     lives: dict[str, tuple[int, int]] = {}
     for step, launch in enumerate(program.launches):
+        packed = {v for v, o in zip(launch.reads, launch.site.inputs, strict=True) if o.constant}
         for value in filter(None, (*launch.reads, *launch.writes)):
             root = program.root(value)[0]
-            if root not in outside:
+            if root not in outside and value not in packed:     # a packed constant lies beside the program's own
                 lives[root] = (lives.get(root, (step, step))[0], step)
     for root, (first, last) in lives.items():
         if root not in plan.offsets:
