@@ -85,6 +85,7 @@ class Shape:
     reduced: tuple[Dim, ...]
     strides: tuple[Dim, ...]
     count: Dim
+    channels: int = 0       # where the result's last block is not full: how many channels there are
 
 
 def shape_of(site: Site) -> Shape | str:
@@ -94,8 +95,8 @@ def shape_of(site: Site) -> Shape | str:
         return "the first operand is computed"
     axes = tuple(range(2, x.type.rank)) if site.op in _GLOBAL else reduced_axes(site.attrs, x.type.rank)
     made = site.step.types[0]
-    if x.type.layout != out.type.layout or made.shape != out.type.shape:
-        return "a reduction keeps the layout"
+    if made.shape != out.type.shape or out.type.layout not in ("", x.type.layout):
+        return "the result lies in another layout"
     sizes, steps = x.type.physical, x.steps
     others = []
     for operand in site.inputs[1:]:
@@ -104,6 +105,8 @@ def shape_of(site: Site) -> Shape | str:
             return view
         others.append(view)
     kept = [a for a in range(len(sizes)) if a not in axes]
+    if x.type.layout and not out.type.layout:
+        return _plain_from_blocks(site, tuple(others))
     keeps = out.type.rank == x.type.rank
     places = kept if keeps else list(range(len(kept)))
     aligned = [View(tuple(steps[a] for a in kept)), View(tuple(out.steps[p] for p in places)),
@@ -112,6 +115,25 @@ def shape_of(site: Site) -> Shape | str:
     inner, inner_views = collapsed([sizes[a] for a in axes], [View(tuple(steps[a] for a in axes))])
     return Shape(tuple(dims), tuple(views), tuple(inner), inner_views[0].strides,
                  product(tuple(sizes[a] for a in axes)))
+
+
+def _plain_from_blocks(site: Site, others: tuple[View, ...]) -> Shape | str:
+    """Pooling over the whole plane, from blocks of channels to the plain layout."""
+    x, out = site.inputs[0].type, site.output
+    (n, c, *_), block = x.physical, x.block
+    channels = 0
+    if not isinstance(out.shape[1], int):
+        return "an unknown number of channels"
+    if out.shape[1] % block:
+        channels = out.shape[1]
+    steps = site.inputs[0].steps
+    spread = [View((v[0], v[1] * block, v[1])) for v in (site.outputs[0].steps, *(o.strides for o in others))]
+    views = [View((steps[0], steps[1], steps[-1])), *spread]
+    sizes: list[Dim] = [n, c, block]
+    if not channels:
+        sizes, views = collapsed(sizes, views)
+    inner, inner_views = collapsed(x.physical[2:-1], [View(steps[2:-1])])
+    return Shape(tuple(sizes), tuple(views), tuple(inner), inner_views[0].strides, product(x.shape[2:]), channels)
 
 
 class Reduction(Tactic):
@@ -188,7 +210,10 @@ class _Reducing:
                                        *([(start, s.view.strides[-1])] if self.columns else [])])
                      for s in self.sides()]
             if self.columns:
-                self._chunk(moved, code.sub(last, start), chunk)
+                left = code.sub(last, start)
+                if shape.channels:
+                    left = code.min(left, code.sub(code.sub(shape.channels, code.mul(places[-1], last)), start))
+                self._chunk(moved, left, chunk)
             else:
                 self._finish(moved, self._along(moved[0]), None)
 
