@@ -164,7 +164,17 @@ def max_pool(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
     return [np.take_along_axis(flat, best[..., None], -1)[..., 0], place]
 
 
+def gather_elements(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """onnx.reference fails beyond 64 rows where the positions cover a part of the data."""
+    x, at = arrays[0], arrays[1]
+    if x is None or at is None:
+        return None
+    axis = int(str(attrs["axis"])) % x.ndim
+    part = x[tuple(slice(None) if i == axis else slice(n) for i, n in enumerate(at.shape))]
+    return [np.take_along_axis(part, np.where(at < 0, at + x.shape[axis], at), axis)]
+
+
 OWN: Mapping[str, Callable[[Arrays, Attrs], list[np.ndarray] | None]] = {
-    "Conv": conv, "ConvTranspose": conv_transpose, "GlobalLpPool": global_lp_pool, "GlobalMaxPool": global_max_pool,
-    "LRN": lrn, "LpNormalization": lp_normalization, "MaxPool": max_pool, "Mean": mean, "Pad": pad,
-    "Softsign": softsign}
+    "Conv": conv, "ConvTranspose": conv_transpose, "GatherElements": gather_elements,
+    "GlobalLpPool": global_lp_pool, "GlobalMaxPool": global_max_pool, "LRN": lrn, "LpNormalization": lp_normalization,
+    "MaxPool": max_pool, "Mean": mean, "Pad": pad, "Softsign": softsign}

@@ -27,6 +27,8 @@ PIPELINE = pipeline(
     fold_constants,
     merge_duplicates,
     simplify,
+    fold_constants,
+    simplify,
     split_gemm,
     recognise,              # before fold_scale, which would take the factor out of a written-out Gelu
     recognise_attention,

@@ -160,9 +160,6 @@ def _not_in_rows(match: Match) -> str | None:
             return f"'{name}' is not [N, S, H, D] turned to [N, H, S, D]"
     if perm_of(match, "Transpose") != _SPLIT:
         return "the result is not turned back to [N, S, H, D]"
-    batch, heads, length, width = match.state.types[match.node("Attention").output].shape
-    if match.out.shape != (batch, length, heads * width):
-        return f"the result becomes {match.out}, not {[batch, length, heads * width]}"
     if not all(isinstance(match.state.types[match.node(f"{n}-turned").output].shape[1], int) for n in "qk"):
         return "the number of heads is symbolic"
     return None
@@ -176,7 +173,8 @@ def _in_rows(match: Match) -> str:
     counts: dict[str, object] = {
         "q_num_heads": match.state.types[match.node("q-turned").output].shape[1],
         "kv_num_heads": match.state.types[match.node("k-turned").output].shape[1]}
-    return match.add("Attention", *rows, match["mask"], **{**match.node("Attention").attrs, **counts})
+    made = match.add("Attention", *rows, match["mask"], **{**match.node("Attention").attrs, **counts})
+    return reshaped(match, made, match.out.shape)
 
 
 def _not_repeated(match: Match) -> str | None:
@@ -205,8 +203,8 @@ RULES = (
          make=lambda m: m.add("Attention", m["q"], m["k"], m["v"], **_without_mask(m))),
     Rule("attention-shared-keys", P("Attention", "q", _repeated("k"), _repeated("v"), "mask?"), decline=_not_repeated,
          make=lambda m: m.add("Attention", m["q"], m["k"], m["v"], m["mask"], **m.node("Attention").attrs)),
-    Rule("attention-in-rows", make=_in_rows, decline=_not_in_rows, pattern=P("Reshape", P("Transpose", P(
-        "Attention", _heads("q"), _heads("k"), _heads("v"), "mask?")))),
+    Rule("attention-in-rows", make=_in_rows, decline=_not_in_rows, pattern=P("Transpose", P(
+        "Attention", _heads("q"), _heads("k"), _heads("v"), "mask?"))),
 )
 
 

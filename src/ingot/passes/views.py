@@ -8,15 +8,11 @@ import numpy as np
 from ingot.graph import Dim, Expr, Node, TensorType
 from ingot.ops import OPS
 from ingot.ops.movement import slices_of, split_sizes
-from ingot.ops.shapes import broadcast
 from ingot.passes.algebra import spread
 from ingot.passes.rewrite import Const, Match, P, Rule, attribute
 
 Decline = Callable[[Match], str | None]
 END = (1 << 63) - 1     # a Slice's "to the end"
-POINTWISE = "|".join(sorted(name for name, op in OPS.items() if op.pointwise and (
-    len(op.inputs) > 1 or op.inputs[-1].endswith("*"))))
-ANY_POINTWISE = "|".join(sorted(name for name, op in OPS.items() if op.pointwise))
 
 
 def perm_of(match: Match, name: str) -> tuple[int, ...]:
@@ -288,46 +284,6 @@ def _pads(match: Match) -> str | None:
     return None if isinstance(pads, tuple) and all(p == 0 for p in pads) else "it pads"
 
 
-def _unexpanded(match: Match) -> tuple[str, ...]:
-    """The root's inputs, each Expand replaced by what it expands where the result keeps its shape without it."""
-    inputs = list(match.root.inputs)
-    for i, value in enumerate(inputs):
-        node = match.state.producers.get(value)
-        if node is None or node.op != "Expand" or inputs.count(value) > 1:
-            continue
-        source = match.state.types[node.inputs[0]]
-        others = [match.state.types[v].shape for j, v in enumerate(inputs) if v and j != i]
-        if broadcast(source.shape, *others) == match.out.shape:
-            inputs[i] = node.inputs[0]
-    return tuple(inputs)
-
-
-def _expand_matters(match: Match) -> str | None:
-    if match.out.layout or len(match.root.inputs) < 2:
-        return "it has one input, or a blocked layout"
-    if _unexpanded(match) != match.root.inputs:
-        return None
-    return "no input is an Expand whose shape the other inputs have"
-
-
-def _sources(match: Match) -> tuple[str, ...]:
-    """The root's inputs, each Expand replaced by what it expands."""
-    made = [(v, match.state.producers.get(v)) for v in match.root.inputs]
-    return tuple(n.inputs[0] if n is not None and n.op == "Expand" else v for v, n in made)
-
-
-def _fills_out(match: Match) -> str | None:
-    inputs = _sources(match)
-    if inputs == match.root.inputs or match.out.layout:
-        return "no input is an Expand"
-    small = broadcast(*(match.state.types[v].shape for v in inputs if v))
-    return "the result is no smaller without the Expand" if small == match.out.shape else None
-
-
-def _expanded_late(match: Match) -> str:
-    return spread(match, match.add(match.root.op, *_sources(match), **match.root.attrs), match.out.shape)
-
-
 def _filled(match: Match) -> str:
     value = match.attr(match.root, "value")
     scalar = match.constant(np.full((1,) * match.out.rank, value, match.out.dtype.numpy))
@@ -356,9 +312,6 @@ MISCELLANY = (
     Rule("expand-of-expand", P("Expand", P("Expand", "x", bind="inner", shared=True)),
          make=lambda m: spread(m, m["x"], m.out.shape)),
     Rule("fill-as-expand", P("ConstantOfShape"), make=_filled),
-    Rule("expand-into-pointwise", P(POINTWISE, "*"), make=lambda m: m.add(m.root.op, *_unexpanded(m), **m.root.attrs),
-         decline=_expand_matters),
-    Rule("expand-after-pointwise", P(ANY_POINTWISE, "*"), make=_expanded_late, decline=_fills_out),
     Rule("dropout", P("Dropout", "x", "*"), make=lambda m: m["x"],
          decline=lambda m: "it trains" if _trains(m) else "its mask is read" if _mask_is_read(m) else None),
 )
