@@ -21,6 +21,7 @@ from ingot.passes import (
     fold_scale,
     merge_duplicates,
     merge_siblings,
+    move_rows,
     optimize,
     pipeline,
     recognise,
@@ -528,3 +529,71 @@ def test_every_pass_states_its_effect_and_answers_why_not():
 def test_rule_names_are_unique():
     names = [r.name for p in PASSES.values() for r in p.rules]
     assert len(names) == len(set(names))
+
+
+# --- rows ---
+
+def test_rows_nobody_reads_are_not_computed():
+    graph = graph_of("""
+        symbol N: 1..2..4
+        input x: f32[N,9,64]
+        input r: f32[N,9,32]
+        const w: f32[64,32]
+        const b: f32[32]
+        const u: f32[32,32]
+        const g: f32[32]
+        const i: i64[] = 0
+        a = MatMul(x, w)
+        c = Add(a, b)
+        d = Add(c, r)
+        e = LayerNormalization(d, g)
+        f = MatMul(e, u)
+        h = Add(f, d)
+        y = Gather(h, i) {'axis': 1}
+        return y""")
+    done = optimize(graph, AVX512)
+    assert [n.inputs[0] for n in done.nodes if n.op == "Slice"] == ["x", "r"]
+    assert all(str(done.types[n.output]).startswith("f32[N,1,") for n in done.nodes if n.op in ("MatMul", "Add"))
+    same_numbers(graph, done, N=3)
+
+
+def test_a_reshape_moves_behind_products_and_meets_its_inverse():
+    graph = graph_of("""
+        symbol N: 1..2..4
+        input x: f32[N,9,64]
+        const w: f32[64,32]
+        const b: f32[32]
+        a = Reshape(x) {'shape': (-1, 64)}
+        c = MatMul(a, w)
+        d = Add(c, b)
+        e = Relu(d)
+        y = Reshape(e) {'shape': (-1, 9, 32)}
+        return y""")
+    done = move_rows(graph)
+    assert ops_of(done) == ["MatMul", "Add", "Relu"]
+    same_numbers(graph, done, N=2)
+    assert why_not(graph, RULES["reshape-after-product"], graph.nodes[1]) is None
+    reason = why_not(graph, RULES["reshape-after-pointwise"], graph.nodes[3])
+    assert reason == "'d' is neither reshaped nor one number for each column"
+
+
+def test_a_slice_of_columns_stays_behind():
+    graph = graph_of("input x: f32[4,8]\nconst w: f32[8,6]\na = MatMul(x, w)\n"
+                     "y = Slice(a) {'starts': (0,), 'ends': (2,), 'axes': (1,)}\nreturn y")
+    assert move_rows(graph) is graph
+    assert why_not_of(graph, "slice-before-row")["y"] == "it cuts the last axis"
+
+
+def test_positions_that_are_widened_are_looked_up_once():
+    graph = graph_of("""
+        symbol N: 1..2..4
+        input x: f32[N,4,8]
+        const table: f32[10,8]
+        const at: i64[4] = [3, 1, 0, 9]
+        e = Expand(at) {'shape': ('N', 4)}
+        p = Gather(table, e)
+        y = Add(x, p)
+        return y""")
+    done = optimize(graph, AVX512)
+    assert ops_of(done) == ["Add"]
+    same_numbers(graph, done, N=2)

@@ -16,6 +16,7 @@ from ingot.passes.layout import choose_layout
 from ingot.passes.recognition import recognise
 from ingot.passes.resolve_shapes import resolve_shapes
 from ingot.passes.rewrite import Rule, explain, rewrite, why_not
+from ingot.passes.rows import move_rows
 from ingot.passes.scale import fold_scale
 from ingot.passes.siblings import merge_siblings
 from ingot.passes.simplify import simplify
@@ -32,6 +33,9 @@ PIPELINE = pipeline(
     split_gemm,
     recognise,              # before fold_scale, which would take the factor out of a written-out Gelu
     recognise_attention,
+    move_rows,
+    merge_duplicates,       # two Slices of one value become one, and the next round moves it further
+    move_rows,
     simplify,
     fold_batchnorm,
     fold_scale,

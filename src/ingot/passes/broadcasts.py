@@ -179,5 +179,7 @@ RULES = (
     Rule("expand-after-concat", P("Concat", "*"), make=_join_first, decline=_unalike),
     Rule("expand-after-gather", P("Gather", "x", P("Expand", "at", shared=True)), make=_gather_first,
          decline=_index_widened),
-    Rule("gather-of-equals", P("GatherElements|Gather", Const("x"), "at"), make=_one_of, decline=_same_throughout),
+    Rule("gather-of-equals", (P("GatherElements|Gather", Const("x"), "at"),
+                              P("GatherElements|Gather", P("Expand", Const("x"), shared=True), "at")),
+         make=_one_of, decline=_same_throughout),
 )

@@ -8,6 +8,7 @@ An inner node of a match must have no reader outside the match, unless it is wri
 """
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from ingot.errors import InternalError
 from ingot.graph import Dim, Graph, Node, TensorType, type_of
 from ingot.ops import OPS, infer
 
+_MADE = re.compile(r"(\.[a-z0-9]+\.\d+)+$")       # what `add` appends to the name of the value it stands for
 COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum"})
 
 
@@ -205,7 +207,7 @@ class Match:
 
     def add(self, op: str, *inputs: str, **attrs: object) -> str:
         """A new one-output node of the replacement; gives its output's name."""
-        return self.add_many(op, inputs, attrs, (f"{_first(self.root)}.{op.lower()}",))[0]
+        return self.add_many(op, inputs, attrs, (f"{_MADE.sub('', _first(self.root))}.{op.lower()}",))[0]
 
     def add_many(self, op: str, inputs: tuple[str, ...], attrs: Mapping[str, object],
                  stems: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,15 +1,22 @@
-"""Rules on rows: a Reshape that keeps the last axis moves behind what works on each row by itself, so that it meets the
-Reshape back; a Slice of rows moves before it, so that rows nobody reads are not computed.
+"""Move Reshapes behind, and Slices before, what works on each row by itself.
+
+A Reshape that keeps the last axis moves behind products, normalisations and pointwise ops, where it meets the Reshape
+back; a Slice of rows moves before them, so that rows nobody reads are not computed: a classifier that reads the first
+token computes the last layer for that token alone. Each number left is computed as before.
 """
 from __future__ import annotations
 
-from ingot.graph import Dim
+from ingot.graph import Dim, Graph
 from ingot.ops import OPS
 from ingot.ops.movement import slices_of
 from ingot.ops.shapes import broadcast
+from ingot.passes.attention import recognise_attention
 from ingot.passes.broadcasts import ANY_POINTWISE
-from ingot.passes.rewrite import Const, Match, P, Rule
+from ingot.passes.graph_pass import graph_pass
+from ingot.passes.rewrite import Const, Match, P, Rule, rewrite
+from ingot.passes.views import RULES as VIEWS
 from ingot.passes.views import reshaped
+from ingot.target import Target
 
 BY_ROW = frozenset({"LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax"})
 
@@ -21,6 +28,8 @@ def _keeps_rows(match: Match, source: str) -> str | None:
     after = match.state.types[match.node("Reshape").output].shape
     if not before or not after or before[-1] != after[-1] or len(before) < 2:
         return "the Reshape does not keep the last axis"
+    if [d for d in before if d != 1] == [d for d in after if d != 1]:
+        return "the Reshape only drops or puts in axes of size 1"
     return None
 
 
@@ -181,3 +190,9 @@ RULES = (
     Rule("slice-before-attention", P("Slice", P("Attention", "q", "k", "v", "mask?", bind="inner")),
          make=_fewer_queries, decline=_cuts_queries),
 )
+
+
+@graph_pass(after=(recognise_attention,), rules=RULES)
+def move_rows(graph: Graph, target: Target) -> Graph:
+    """Move Reshapes behind, and Slices before, what works on each row by itself."""
+    return rewrite(graph, (*RULES, *VIEWS))

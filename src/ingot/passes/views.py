@@ -68,21 +68,20 @@ def _spelled(match: Match) -> str:
     return match.add("Reshape", match["x"], **spelled(match.out.shape))
 
 
-def _batch_swap(match: Match) -> str | None:
-    """[A.., S, D] -> [M, S, D] -> transposed [M, D, S] -> [A.., D, S]: why it is not one Transpose."""
-    start, middle, end = match.shape("x"), match.state.types[match.node("Transpose").inputs[0]].shape, match.out.shape
+def _not_one_swap(match: Match) -> str | None:
+    """Why [.., S, D] -> [M, S, D] -> transposed [M, D, S] -> [.., D, S] is not one Transpose."""
+    middle, end = match.state.types[match.node("Transpose").inputs[0]].shape, match.out.shape
     if len(middle) != 3 or perm_of(match, "Transpose") != (0, 2, 1):
         return "it does not swap the last two of three axes"
-    if len(start) != len(end) or len(start) < 3 or start[-2:] != middle[-2:]:
-        return f"{list(start)} does not keep its last two axes"
-    if start[:-2] != end[:-2] or end[-2:] != (start[-1], start[-2]):
-        return f"{list(start)} becomes {list(end)}"
+    if len(end) < 3 or end[-2:] != (middle[2], middle[1]):
+        return f"{list(middle)} transposed does not keep its last two axes in {list(end)}"
     return None
 
 
-def _swap_last(match: Match) -> str:
-    rank = len(match.shape("x"))
-    return match.add("Transpose", match["x"], perm=(*range(rank - 2), rank - 1, rank - 2))
+def _one_swap(match: Match) -> str:
+    *lead, columns, rows = match.out.shape
+    source = reshaped(match, match["x"], (*lead, rows, columns))
+    return match.add("Transpose", source, perm=(*range(len(lead)), len(lead) + 1, len(lead)))
 
 
 RESHAPES = (
@@ -91,7 +90,7 @@ RESHAPES = (
     Rule("reshape-spelled-out", P("Reshape|Squeeze|Unsqueeze|Flatten", "x"), make=_spelled, decline=_not_canonical),
     Rule("reshape-of-reshape", P("Reshape", P("Reshape", "x", bind="inner", shared=True)), make=_spelled),
     Rule("transpose-between-reshapes", P("Reshape", P("Transpose", P("Reshape", "x", bind="inner", shared=True))),
-         make=_swap_last, decline=_batch_swap),
+         make=_one_swap, decline=_not_one_swap),
 )
 
 
