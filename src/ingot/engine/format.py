@@ -104,10 +104,9 @@ def write_engine(engine: Engine, path: str | os.PathLike[str]) -> None:
             os.fchmod(file.fileno(), 0o644)      # what mkstemp makes is for its maker alone
             os.fsync(file.fileno())
         os.replace(beside, target)
-    except BaseException:           # interrupted, too: nothing is left lying about
+    finally:                        # also when interrupted, nothing is left lying about
         with suppress(OSError):
             os.unlink(beside)
-        raise
     with suppress(OSError):         # some file systems cannot sync a folder
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
