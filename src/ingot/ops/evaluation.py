@@ -1,12 +1,13 @@
 """Ops in numpy where onnx.reference is too slow to judge whole networks, lacks the op, or is wrong; each says which."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from ingot.graph import type_of
-from ingot.ops.convolution import convolution_window, transposed_window
+from ingot.ops.convolution import Window, convolution_window, transposed_window
 from ingot.ops.op import OPS, Attrs
 from ingot.ops.pooling import pooling_window
 from ingot.ops.shapes import ints
@@ -138,43 +139,103 @@ def lp_normalization(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
     return [np.asarray(np.divide(x, norm, out=np.zeros_like(x), where=norm != 0), dtype=x.dtype)]
 
 
+def _pooled(name: str, x: np.ndarray, attrs: Attrs, fill: float) -> tuple[np.ndarray, Window, tuple[int, ...]]:
+    """Every window of a pooling op, flattened into the last axis; what lies outside holds `fill`."""
+    types = (type_of(x),)
+    sizes = tuple(int(str(d)) for d in OPS[name].infer(types, attrs, 1)[0].shape[2:])
+    w, rank = pooling_window(types, attrs), x.ndim - 2
+    begins = [int(str(b)) for b in w.begins]
+    reach = [(size - 1) * w.strides[i] + w.extent(i) for i, size in enumerate(sizes)]
+    widths = [(b, max(reach[i] - b - x.shape[2 + i], 0)) for i, b in enumerate(begins)]
+    padded = np.pad(x, [(0, 0), (0, 0), *widths], constant_values=fill)
+    views = np.lib.stride_tricks.sliding_window_view(padded, tuple(w.extent(i) for i in range(rank)),
+                                                     axis=tuple(range(2, x.ndim)))
+    views = views[(slice(None), slice(None), *(slice(0, sizes[i] * w.strides[i], w.strides[i]) for i in range(rank)),
+                   *(slice(None, None, d) for d in w.dilations))]
+    return views.reshape(*views.shape[:x.ndim], -1), w, sizes
+
+
 def max_pool(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
     """MaxPool, whose positions onnx.reference gets wrong beyond one sample or two spatial axes."""
     x, = (a for a in arrays if a is not None)
     if attrs["storage_order"] or x.dtype.kind != "f":
         return None
-    types = (type_of(x),)
-    sizes = tuple(int(str(d)) for d in OPS["MaxPool"].infer(types, attrs, 1)[0].shape[2:])
-    w, rank, spatial = pooling_window(types, attrs), x.ndim - 2, x.shape[2:]
-    begins = [int(str(b)) for b in w.begins]
-    reach = [(size - 1) * w.strides[i] + w.extent(i) for i, size in enumerate(sizes)]
-    widths = [(b, max(reach[i] - b - spatial[i], 0)) for i, b in enumerate(begins)]
-    padded = np.pad(x, [(0, 0), (0, 0), *widths], constant_values=-np.inf)
-    views = np.lib.stride_tricks.sliding_window_view(padded, tuple(w.extent(i) for i in range(rank)),
-                                                     axis=tuple(range(2, x.ndim)))
-    views = views[(slice(None), slice(None), *(slice(0, sizes[i] * w.strides[i], w.strides[i]) for i in range(rank)),
-                   *(slice(None, None, d) for d in w.dilations))]
-    flat = views.reshape(*views.shape[:x.ndim], -1)
+    flat, w, sizes = _pooled("MaxPool", x, attrs, -np.inf)
+    rank, spatial = x.ndim - 2, x.shape[2:]
     best = flat.argmax(-1)
     taps = np.unravel_index(best, w.kernel)
     place = np.arange(x.shape[0] * x.shape[1]).reshape(x.shape[0], x.shape[1], *(1,) * rank)
     for i in range(rank):
-        start = np.arange(sizes[i]).reshape(-1, *(1,) * (rank - 1 - i)) * w.strides[i] - begins[i]
+        start = np.arange(sizes[i]).reshape(-1, *(1,) * (rank - 1 - i)) * w.strides[i] - int(str(w.begins[i]))
         place = place * spatial[i] + np.clip(start + taps[i] * w.dilations[i], 0, spatial[i] - 1)
     return [np.take_along_axis(flat, best[..., None], -1)[..., 0], place]
 
 
-def gather_elements(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
-    """onnx.reference fails beyond 64 rows where the positions cover a part of the data."""
-    x, at = arrays[0], arrays[1]
-    if x is None or at is None:
+def average_pool(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """AveragePool, for which onnx.reference takes half a second per small image."""
+    x, = (a for a in arrays if a is not None)
+    if x.dtype not in (np.float32, np.float64):
         return None
+    flat, w, _ = _pooled("AveragePool", x, attrs, 0.0)
+    counted = np.ones((1, 1, *x.shape[2:]), x.dtype)
+    stated = [(int(str(b)), int(str(e))) for b, e in zip(w.begins, w.ends, strict=True)]
+    if attrs["count_include_pad"]:      # the stated padding counts; what ceil_mode adds behind it does not
+        counted = np.pad(counted, [(0, 0), (0, 0), *stated], constant_values=1)
+        attrs = {**attrs, "pads": (0,) * (2 * len(stated)), "auto_pad": "NOTSET"}
+    count = _pooled("AveragePool", counted, attrs, 0.0)[0].sum(-1)
+    return [np.asarray(flat.sum(-1) / count, dtype=x.dtype)]
+
+
+def lp_pool(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """LpPool, for which onnx.reference takes seconds per small image."""
+    x, = (a for a in arrays if a is not None)
+    p = int(str(attrs["p"]))
+    powers = _pooled("LpPool", np.abs(x) ** p, attrs, 0.0)[0].sum(-1)
+    return [np.asarray(powers ** (1 / p), dtype=x.dtype)]
+
+
+def gather_elements(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """GatherElements, which onnx.reference gives up on where the axis has more than 64 elements."""
+    x, at = (a for a in arrays if a is not None)
     axis = int(str(attrs["axis"])) % x.ndim
-    part = x[tuple(slice(None) if i == axis else slice(n) for i, n in enumerate(at.shape))]
-    return [np.take_along_axis(part, np.where(at < 0, at + x.shape[axis], at), axis)]
+    part = x[tuple(slice(None) if i == axis else slice(0, n) for i, n in enumerate(at.shape))]
+    return [np.take_along_axis(part, at % x.shape[axis], axis)]
+
+
+_STEP = 1 / 1024
+_GRID = np.arange(6145) * _STEP
+_ERF = np.array([math.erf(v) for v in _GRID])
+_SLOPE = 2 / math.sqrt(math.pi) * np.exp(-_GRID * _GRID)
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    """The error function in f64, to 1e-13 of its value: Taylor's series about the nearest point of a grid."""
+    size = np.minimum(np.abs(x).astype(np.float64), 6.0)
+    at = np.nan_to_num(np.rint(size / _STEP)).astype(np.int64)
+    here = _GRID[at]
+    d = size - here
+    series = d * (1 - d * (here - d * (2 * here * here - 1) / 3))
+    return np.asarray(np.copysign(_ERF[at] + _SLOPE[at] * series, x))
+
+
+def erf(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """Erf of f32, which onnx.reference takes one element at a time."""
+    x, = (a for a in arrays if a is not None)
+    return [_erf(x).astype(np.float32)] if x.dtype == np.float32 else None
+
+
+def gelu(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """Gelu of f32 by the error function, for the same reason; in f64 within."""
+    x, = (a for a in arrays if a is not None)
+    if attrs["approximate"] != "none" or x.dtype != np.float32:
+        return None
+    wide = x.astype(np.float64)
+    return [np.asarray(0.5 * wide * (1 + _erf(wide * math.sqrt(0.5)))).astype(np.float32)]
 
 
 OWN: Mapping[str, Callable[[Arrays, Attrs], list[np.ndarray] | None]] = {
-    "Conv": conv, "ConvTranspose": conv_transpose, "GatherElements": gather_elements,
-    "GlobalLpPool": global_lp_pool, "GlobalMaxPool": global_max_pool, "LRN": lrn, "LpNormalization": lp_normalization,
-    "MaxPool": max_pool, "Mean": mean, "Pad": pad, "Softsign": softsign}
+    "AveragePool": average_pool, "Conv": conv, "ConvTranspose": conv_transpose, "Erf": erf,
+    "GatherElements": gather_elements, "Gelu": gelu,
+    "GlobalLpPool": global_lp_pool, "GlobalMaxPool": global_max_pool,
+    "LRN": lrn, "LpNormalization": lp_normalization, "LpPool": lp_pool, "MaxPool": max_pool, "Mean": mean, "Pad": pad,
+    "Softsign": softsign}

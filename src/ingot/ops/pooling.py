@@ -58,7 +58,9 @@ declare(Op("MaxPool", "the greatest value of each window; the second output, whe
            _pool, {**_WINDOW, "storage_order": 0}, blocked=True, outputs=2, samples=_POOLS))
 declare(Op("AveragePool", "the mean of each window", ("x",), _pool, {**_WINDOW, "count_include_pad": 0}, blocked=True,
            samples=(*_POOLS, _p(1, 5, 7, 7, kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1),
-                                count_include_pad=1))))
+                                count_include_pad=1),
+                    _p(1, 3, 8, 9, kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1), ceil_mode=1,
+                       count_include_pad=1))))
 declare(Op("LpPool", "the p-norm of each window", ("x",), _pool, {**_WINDOW, "p": 2}, blocked=True, samples=(
     _p(1, 3, 8, 8, kernel_shape=(2, 2), strides=(2, 2)), _p(1, 3, 9, 9, kernel_shape=(3, 3), p=1),
     _p(1, 5, 7, 7, kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1)))))
