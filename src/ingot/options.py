@@ -1,0 +1,30 @@
+"""What a build may be told; the command line's flags and the docs are made of these fields."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build an engine. Every field has a default that suits most models."""
+
+    threads: int = field(default=0, metadata={
+        "help": "worker threads a run uses, the caller included; 0: what cgroup and affinity allow"})
+    tune: bool = field(default=True, metadata={
+        "help": "race the kernels on this machine; otherwise take each tactic's best guess, at once"})
+    budget: float | None = field(default=None, metadata={
+        "help": "stop tuning after this many seconds and keep the best found so far"})
+    strict: bool = field(default=False, metadata={
+        "help": "refuse a model some node of which would run on the slow reference path"})
+    verify: bool = field(default=True, metadata={
+        "help": "compare the engine with the original model after the build"})
+    allow_unverified: bool = field(default=False, metadata={
+        "help": "keep an engine whose numbers differ from the original's, marked so"})
+    check_passes: bool = field(default=False, metadata={
+        "help": "prove every graph pass against the reference on random and special inputs"})
+    isa: str = field(default="", metadata={
+        "help": "instruction set level to generate for (avx2, avx512); empty: the best this machine has"})
+    seed: int = field(default=0, metadata={"help": "seed of generated inputs"})
+    dump: Path | None = field(default=None, metadata={
+        "help": "folder that receives every stage's text form (as INGOT_DUMP)"})
