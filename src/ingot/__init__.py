@@ -5,17 +5,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ingot.errors import IngotError
-from ingot.options import BuildOptions
+from ingot.compiler.options import BuildOptions
 from ingot.target import Target
 
 if TYPE_CHECKING:
-    from ingot.build import build, load
+    from ingot.compiler.build import build, load
     from ingot.engine import Engine
     from ingot.graph import Symbol
     from ingot.runtime.session import Session
 
 _WHERE = {"Engine": "ingot.engine", "Session": "ingot.runtime.session", "Symbol": "ingot.graph",
-          "build": "ingot.build", "load": "ingot.build"}
+          "build": "ingot.compiler.build", "load": "ingot.compiler.build"}
 
 __all__ = ["BuildOptions", "Engine", "IngotError", "Session", "Symbol", "Target", "build", "load"]
 

@@ -20,7 +20,7 @@ from ingot.frontend import ShapeSpec
 from ingot.frontend import load as load_model
 from ingot.graph import Graph, show
 from ingot.lower import Program, lower
-from ingot.options import BuildOptions
+from ingot.compiler.options import BuildOptions
 from ingot.passes import both, optimize, unwatched
 from ingot.passes.check import Checker
 from ingot.runtime.bench import CpuDevice

@@ -1,0 +1,1 @@
+"""The compiler as one function: build.py reads top to bottom."""
