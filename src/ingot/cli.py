@@ -1,0 +1,483 @@
+"""The command line: build, run, bench, check, inspect, version.
+
+Exit codes: 0 done; 1 something in the model, the inputs or the engine is not as it must be; 2 the command line itself
+is wrong; 3 verification failed; 4 a bug of Ingot's own; 130 stopped by Ctrl-C.
+"""
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from ingot.bench import alternate, measure, onnxruntime_peer, openvino_peer, peak_memory, summary
+from ingot.build import build as build_engine
+from ingot.build import load as load_engine
+from ingot.build import save as save_engine
+from ingot.env import read
+from ingot.errors import IngotError, InputError, InternalError, VerifyError
+from ingot.frontend import load as load_graph
+from ingot.frontend import parse_shapes
+from ingot.graph import Graph, show
+from ingot.options import BuildOptions
+from ingot.report import (
+    ProgressBar,
+    Table,
+    latency_table,
+    memory_table,
+    nbytes_text,
+    passes_table,
+    profile_table,
+    race_table,
+    slow_table,
+    summary_lines,
+    why_table,
+)
+from ingot.runtime import Session, host_target
+from ingot.verify import Verdict, original_from, random_feeds, refuse, verify
+
+HELP = {f.name: str(f.metadata.get("help", "")) for f in fields(BuildOptions)}
+ENGINE_SUFFIX = ".ingot"
+
+app = typer.Typer(name="ingot", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="From a trained model to a verified engine as fast as the very device allows.",
+                  context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None)
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")]
+Shapes = Annotated[list[str] | None, typer.Option(
+    "--shapes", metavar="INPUT:SHAPE", help="sizes or ranges of an input, for example input:1..8..32x3x224x224 "
+    "(min..opt..max); once per input")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help=HELP["threads"])]
+EnginePath = Annotated[Path, typer.Argument(metavar="ENGINE", help="an engine file")]
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="an ONNX file")]
+
+
+def _print(document: Mapping[str, object] | None, *parts: object) -> None:
+    """One JSON document, or the parts one after another: tables in full width on a terminal, plain text elsewhere."""
+    if document is not None:
+        print(json.dumps(document, indent=2, default=str))
+        return
+    for part in parts:
+        if isinstance(part, Table) and sys.stdout.isatty():
+            Console().print(_rich(part))
+        else:
+            print(part)
+
+
+def _rich(table: Table) -> RichTable:
+    made = RichTable(title=table.title, caption=table.note or None, title_justify="left", caption_justify="left")
+    for i, column in enumerate(table.columns):
+        made.add_column(column, justify="right" if table.is_numeric(i) else "left", overflow="fold")
+    for row in table.texts():
+        made.add_row(*row)
+    return made
+
+
+@app.command()
+def build(
+    model: ModelPath,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="the engine file; default: MODEL.ingot")] = None,
+    shapes: Shapes = None,
+    inputs: Annotated[list[Path] | None, typer.Option(
+        "--inputs", help="an .npz file with one array per input to verify on; once per set")] = None,
+    against: Annotated[str, typer.Option(
+        "--against", help="who knows the right answers: reference or onnxruntime")] = "reference",
+    budget: Annotated[float | None, typer.Option("--budget", min=0, metavar="SECONDS", help=HELP["budget"])] = None,
+    tune: Annotated[bool, typer.Option("--tune/--no-tune", help=HELP["tune"])] = True,
+    strict: Annotated[bool, typer.Option("--strict", help=HELP["strict"])] = False,
+    check: Annotated[bool, typer.Option("--verify/--no-verify", help=HELP["verify"])] = True,
+    allow_unverified: Annotated[bool, typer.Option("--allow-unverified", help=HELP["allow_unverified"])] = False,
+    check_passes: Annotated[bool, typer.Option("--check-passes", help=HELP["check_passes"])] = False,
+    isa: Annotated[str, typer.Option("--isa", help=HELP["isa"])] = "",
+    seed: Annotated[int, typer.Option("--seed", help=HELP["seed"])] = 0,
+    dump: Annotated[Path | None, typer.Option("--dump", help=HELP["dump"])] = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Turn a model into an engine: optimise, race the kernels, plan memory, verify, write one file.
+
+    Ctrl-C stops the race and keeps the best engine so far.
+
+    Example: ingot build model.onnx -o model.ingot --shapes input:1..8..32x3x224x224
+    """
+    options = BuildOptions(threads=threads, tune=tune, budget=budget, strict=strict, verify=check,
+                           allow_unverified=allow_unverified, check_passes=check_passes, isa=isa, seed=seed, dump=dump)
+    output = output or model.with_suffix(ENGINE_SUFFIX)
+    given = [_npz(path) for path in inputs or []]
+    begin = time.perf_counter()
+    with ProgressBar(quiet=as_json) as progress:
+        engine = build_engine(str(model), parse_shapes(shapes or []), options, inputs=given,
+                              original=against, progress=progress)
+    save_engine(engine, output)
+    seconds = time.perf_counter() - begin
+    variant = engine.variants[0]
+    document = {"engine": str(output), "seconds": seconds, "bytes": output.stat().st_size,
+                "verdict": dict(engine.verdict), "report": dict(engine.report), "plan": _plan(variant)}
+    slow = slow_table(variant)
+    verdict = Verdict.from_json(engine.verdict) if engine.verdict else None
+    _print(document if as_json else None, "\n".join(summary_lines(engine, variant)), *([slow] if slow.rows else []),
+           verdict or "not verified: --no-verify was given",
+           f"{output}: {nbytes_text(output.stat().st_size)}, built in {seconds:.1f} s")
+
+
+def _plan(variant: Any) -> dict[str, object]:
+    return {"arena": variant.plan.arena, "lower_bound": variant.plan.lower_bound, "threads": variant.target.threads,
+            "kernels": sum(x.native for x in variant.program.launches),
+            "reference_path": [x.where for x in variant.program.launches if not x.native]}
+
+
+@app.command()
+def run(
+    engine: EnginePath,
+    inputs: Annotated[list[str] | None, typer.Option(
+        "--input", "-i", metavar="NAME=FILE.npy|random", help="one input; those not named are random")] = None,
+    size: Annotated[list[str] | None, typer.Option(
+        "--size", metavar="SYMBOL=N", help="size of a dynamic axis for random inputs; default: the tuned one")] = None,
+    output: Annotated[Path | None, typer.Option(
+        "--output", "-o", help="folder that receives one .npy per output")] = None,
+    seed: Annotated[int, typer.Option("--seed", help=HELP["seed"])] = 0,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Run an engine once, on given or random inputs.
+
+    Example: ingot run model.ingot --input input=image.npy --output results
+    """
+    loaded = load_engine(engine, threads=threads or None)
+    sizes = _sizes(loaded.graph, size or [])
+    feeds = random_feeds(loaded.graph, sizes, seed)
+    for text in inputs or []:
+        name, _, source = text.partition("=")
+        if name not in feeds or not source:
+            raise InputError(f"{text!r} names no input", where="--input",
+                             mend=f"write NAME=FILE.npy or NAME=random; inputs: {', '.join(feeds)}")
+        if source != "random":
+            feeds[name] = _npy(Path(source))
+    session = Session(loaded, threads or None)
+    begin = time.perf_counter()
+    results = session.run(feeds)
+    seconds = time.perf_counter() - begin
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, array in results.items():
+            np.save(output / f"{_file_name(name)}.npy", array)
+    rows = tuple((n, f"{a.dtype}{list(a.shape)}", *_spread(a)) for n, a in results.items())
+    table = Table("Outputs", ("output", "type", "least", "mean", "most", "not finite"), rows)
+    _print({"outputs": table.to_json(), "seconds": seconds} if as_json else None, table,
+           f"{seconds * 1e3:.2f} ms (a first run; `ingot bench` measures)")
+
+
+def _file_name(output: str) -> str:
+    """An output's name as a file's: whatever could lead elsewhere is replaced."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in output).lstrip(".") or "output"
+
+
+def _spread(array: np.ndarray) -> tuple[float | None, float | None, float | None, int]:
+    if array.dtype.kind not in "fiub" or not array.size:
+        return None, None, None, 0
+    numbers = array.astype(np.float64)
+    finite = numbers[np.isfinite(numbers)]
+    if not finite.size:
+        return None, None, None, numbers.size
+    return float(finite.min()), float(finite.mean()), float(finite.max()), int(numbers.size - finite.size)
+
+
+def _sizes(graph: Graph, texts: Sequence[str]) -> dict[str, int]:
+    """The tuned size of every symbol, but for those that are told."""
+    sizes = {s.name: s.opt for s in graph.symbols.values()}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if name not in sizes or not number.isdigit():
+            raise InputError(f"{text!r} sets no symbol", where="--size",
+                             mend=f"write SYMBOL=N; symbols: {', '.join(sizes) or 'none, every shape is fixed'}")
+        symbol = graph.symbols[name]
+        if not symbol.min <= int(number) <= symbol.max:
+            raise InputError(f"{name}={number} is outside {symbol.min}..{symbol.max}", where="--size",
+                             mend="build the engine for a wider range: --shapes")
+        sizes[name] = int(number)
+    return sizes
+
+
+def _npy(path: Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the array {path}", why=(str(error),), mend="write it with numpy.save") from None
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} holds several arrays", mend="give one .npy file per input")
+    return array
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"cannot read the inputs {path}", why=(str(error),),
+                         mend="write them with numpy.savez(path, name=array, ...)") from None
+
+
+@app.command()
+def bench(
+    path: Annotated[Path, typer.Argument(
+        metavar="ENGINE|MODEL", help="an engine file, or an ONNX file to build first")],
+    batch: Annotated[str, typer.Option(
+        "--batch", help="batch sizes to measure; those outside the engine's range are left out")] = "1,8,32",
+    against: Annotated[str, typer.Option(
+        "--against", help="peers to measure beside it: torch, onnxruntime, openvino")] = "",
+    model: Annotated[Path | None, typer.Option("--model", help="the ONNX file the engine was built from")] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="how long to measure each batch size")] = 3.0,
+    shapes: Shapes = None,
+    profile: Annotated[bool, typer.Option("--profile", help="show where the time of one run goes")] = False,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure an engine: median, p90, p99, least; per batch and per item; load time, arena, peak memory.
+
+    Example: ingot bench model.ingot --model model.onnx --batch 1,8 --against onnxruntime,openvino
+    """
+    built = 0.0
+    begin = time.perf_counter()
+    if path.suffix == ".onnx":
+        model = path
+        with ProgressBar(quiet=as_json) as progress:
+            engine = build_engine(str(path), parse_shapes(shapes or []), BuildOptions(threads=threads),
+                                  progress=progress)
+        built = begin = time.perf_counter() - begin
+    else:
+        engine = load_engine(path, threads=threads or None)
+    start = time.perf_counter()
+    session = Session(engine if path.suffix == ".onnx" else load_engine(path, threads=threads or None), threads or None)
+    loaded = time.perf_counter() - start
+    peers = [p for p in against.split(",") if p]
+    if unknown := [p for p in peers if p not in ("torch", "onnxruntime", "openvino")]:
+        raise InputError(f"no peer is called {unknown[0]}", where="--against",
+                         mend="known: torch, onnxruntime, openvino")
+    found, left_out, apart = [], [], {}
+    for size in _batches(batch):
+        sizes, reason = _at_batch(engine.graph, size)
+        if reason:
+            left_out.append(f"batch {size}: {reason}")
+            continue
+        feeds = random_feeds(engine.graph, sizes, 0)
+        calls, outputs = _calls(session, feeds, peers, model, session.threads)
+        taken = alternate(calls, seconds) if peers else {"ingot": measure(calls["ingot"], seconds)}
+        found += [summary(name, size, taken[name]) for name in calls]
+        apart |= {f"{name} at batch {size}": _apart(outputs["ingot"], outputs[name]) for name in peers}
+    table = latency_table(found)
+    lines = [*(f"not measured: {t}" for t in left_out),
+             *(f"ingot and {k} differ by {v:.1e} of the largest value" for k, v in apart.items()),
+             *([f"build {built:.2f} s"] if built else []),
+             f"load {loaded * 1e3:.1f} ms, arena {nbytes_text(session.plan.arena)}, {session.threads} threads",
+             f"peak memory of this process {nbytes_text(peak_memory())}"]
+    parts = [table, "\n".join(lines)]
+    if profile:
+        parts.append(profile_table(session.variant, session.profile(
+            random_feeds(engine.graph, _sizes(engine.graph, []), 0))))
+    _print({"latency": table.to_json(), "not_measured": left_out, "apart": apart, "build_seconds": built or None,
+            "load_seconds": loaded, "arena": session.plan.arena, "threads": session.threads,
+            "peak_memory": peak_memory()} if as_json else None, *parts)
+
+
+def _batches(text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",") if part]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise InputError(f"{text!r} is no list of batch sizes", where="--batch", mend="write, for example, 1,8,32")
+    return found
+
+
+def _at_batch(graph: Graph, batch: int) -> tuple[dict[str, int], str]:
+    """Sizes of the symbols at a batch, or the reason why the engine cannot run it."""
+    sizes = {s.name: s.opt for s in graph.symbols.values()}
+    leads = {str(graph.types[v].shape[0]) for v in graph.inputs if graph.types[v].shape}
+    symbols = leads & set(sizes)
+    if not symbols:
+        fixed = ", ".join(sorted(leads))
+        return sizes, "" if leads <= {str(batch)} else f"the batch is fixed at {fixed}"
+    for name in symbols:
+        symbol = graph.symbols[name]
+        if not symbol.min <= batch <= symbol.max:
+            return sizes, f"outside the engine's {symbol.min}..{symbol.max}"
+        sizes[name] = batch
+    return sizes, ""
+
+
+def _calls(session: Session, feeds: Mapping[str, np.ndarray], peers: Sequence[str], model: Path | None, threads: int
+           ) -> tuple[dict[str, Callable[[], object]], dict[str, Mapping[str, np.ndarray]]]:
+    """What to time, and one set of outputs of each, by runtime."""
+    if "torch" in peers:
+        raise InputError("PyTorch needs the model as a module, which an ONNX file does not hold", where="--against",
+                         mend="use ingot.bench.torch_peer from Python, as examples/demo.py does")
+    if peers and model is None:
+        raise InputError("peers need the ONNX file", where="--against", mend="name it with --model")
+    out = {name: array.copy() for name, array in session.run(dict(feeds)).items()}
+    outputs: dict[str, Mapping[str, np.ndarray]] = {"ingot": {k: v.copy() for k, v in out.items()}}
+    calls: dict[str, Callable[[], object]] = {"ingot": lambda: session.run(feeds, out=out)}
+    for name in peers:
+        peer = (onnxruntime_peer(str(model), threads) if name == "onnxruntime" else
+                openvino_peer(str(model), threads, {k: v.shape for k, v in feeds.items()}))
+        outputs[name] = peer.run(feeds)
+        calls[name] = lambda peer=peer: peer.call(feeds)  # type: ignore[misc]
+    return calls, outputs
+
+
+def _apart(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> float:
+    """The largest difference over all outputs, relative to the largest value of each."""
+    return max((float(np.abs(ours[k] - theirs[k]).max() / max(float(np.abs(theirs[k]).max()), 1e-30))
+                for k in ours if k in theirs and ours[k].dtype.kind == "f" and ours[k].size), default=0.0)
+
+
+@app.command()
+def check(
+    original: ModelPath,
+    engine: EnginePath,
+    against: Annotated[str, typer.Option(
+        "--against", help="who runs the original: reference or onnxruntime")] = "reference",
+    inputs: Annotated[list[Path] | None, typer.Option(
+        "--inputs", help="an .npz file to compare on; once per set")] = None,
+    seed: Annotated[int, typer.Option("--seed", help=HELP["seed"])] = 0,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare an engine with its original model, on given, random and special inputs. Exit code 3 where they differ.
+
+    Example: ingot check model.onnx model.ingot --against onnxruntime
+    """
+    loaded = load_engine(engine, threads=threads or None)
+    session = Session(loaded, threads or None)
+    ranges = {v: tuple(loaded.graph.symbols.get(str(d), d) for d in loaded.graph.types[v].shape)
+              for v in loaded.graph.inputs}
+    graph = load_graph(str(original), ranges)
+    judge = original_from(against, graph, str(original))
+    verdict = verify(lambda feeds: session.run(dict(feeds)), judge, graph, engine=str(engine),
+                     inputs=[_npz(p) for p in inputs or []], seed=seed)
+    _print(verdict.to_json() if as_json else None, verdict)
+    if not verdict.passed:
+        raise refuse(verdict)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="ENGINE|MODEL", help="an engine file or an ONNX file")],
+    passes: Annotated[bool, typer.Option("--passes", help="what each pass makes of the graph")] = False,
+    race: Annotated[bool, typer.Option("--race", help="who won each site, and by how much")] = False,
+    candidates: Annotated[bool, typer.Option("--candidates", help="with --race: every candidate")] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="where every value lies, and how long")] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="the graph in its text form")] = False,
+    why: Annotated[str, typer.Option("--why", metavar="RULE", help="why a rule or pass left nodes alone")] = "",
+    shapes: Shapes = None,
+    as_json: Json = False,
+) -> None:
+    """Look into an engine or a model: what it is, what the passes do, who won the race, where memory goes, and why.
+
+    Example: ingot inspect model.ingot --race --memory
+    """
+    document: dict[str, object] = {}
+    parts: list[object] = []
+    if path.suffix == ".onnx":
+        if race or memory:
+            raise InputError(f"{path} is a model: nothing has been raced or planned yet",
+                             mend=f"ingot build {path}, and inspect the engine")
+        loaded = load_graph(str(path), parse_shapes(shapes or []))
+        parts.append(f"model {path.name}: {len(loaded.nodes)} nodes, {len(loaded.constants)} constants\n" + "\n".join(
+            [f"input  {v}: {loaded.types[v]}" for v in loaded.inputs]
+            + [f"output {v}: {loaded.types[v]}" for v in loaded.outputs]
+            + [f"symbol {s}" for s in loaded.symbols.values()]))
+    else:
+        engine = load_engine(path)
+        session = Session(engine)
+        loaded, variant = engine.graph, session.variant
+        verdict = Verdict.from_json(engine.verdict)
+        document |= {"name": engine.name, "verdict": dict(engine.verdict), "report": dict(engine.report),
+                     "plan": _plan(variant), "device": variant.target.fingerprint}
+        parts += ["\n".join(summary_lines(engine, variant)), verdict]
+        slow = slow_table(variant)
+        asked = [*([race_table(variant, everything=candidates)] if race else []),
+                 *([memory_table(variant)] if memory else []), *([slow] if slow.rows else [])]
+        parts += asked
+        document |= {t.title.lower().replace(" ", "_"): t.to_json() for t in asked}
+    document |= {"inputs": {v: str(loaded.types[v]) for v in loaded.inputs},
+                 "outputs": {v: str(loaded.types[v]) for v in loaded.outputs},
+                 "symbols": [str(s) for s in loaded.symbols.values()], "nodes": len(loaded.nodes)}
+    if passes:
+        table = passes_table(loaded, host_target())
+        parts.append(table)
+        document["passes"] = table.to_json()
+    if why:
+        table = why_table(loaded, why)
+        parts.append(table)
+        document["why"] = table.to_json()
+    if graph:
+        parts.append(show(loaded))
+        document["graph"] = show(loaded)
+    _print(document if as_json else None, *parts)
+
+
+@app.command(name="version")
+def show_version(as_json: Json = False) -> None:
+    """Show Ingot's version, the device, and the versions of what it stands on.
+
+    Example: ingot version --json
+    """
+    target = host_target()
+    found = {name: version(name) for name in ("numpy", "onnx", "llvmlite")}
+    try:
+        own = version("ingot")
+    except PackageNotFoundError:
+        own = "not installed"
+    document = {"ingot": own, "python": platform.python_version(), "device": target.fingerprint,
+                "threads": target.threads, **found}
+    _print(document if as_json else None, "\n".join(f"{k:9} {v}" for k, v in document.items()))
+
+
+def _code(error: IngotError) -> int:
+    return 3 if isinstance(error, VerifyError) else 4 if isinstance(error, InternalError) else 1
+
+
+def _told(error: IngotError, as_json: bool) -> None:
+    """Say what, where, why and the mend: on stderr, or as JSON on stdout where that was asked for."""
+    if as_json:
+        print(json.dumps({"error": {"kind": type(error).__name__, "what": error.what, "where": error.where,
+                                    "why": list(error.why), "mend": error.mend}}, indent=2))
+    else:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The last resort: an error nobody foresaw is a bug of Ingot's, and its traceback is what a report needs."""
+    sys.__excepthook__(kind, error, trace)
+    print("This is a bug in Ingot: please report it with the lines above and the model.", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and give its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.excepthook = _bug
+    try:
+        logging.basicConfig(level=read().log.upper(), format="%(levelname)s %(message)s", stream=sys.stderr)
+        app(args=words, prog_name="ingot")
+    except IngotError as error:
+        _told(error, "--json" in words)
+        return _code(error)
+    except SystemExit as stop:          # how typer ends, also after --help and after an error of usage
+        return stop.code if isinstance(stop.code, int) else 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+"""What Ingot tells about an engine, as tables that print and that are data."""
+from ingot.report.engine import (
+    latency_table,
+    memory_table,
+    passes_table,
+    profile_table,
+    race_table,
+    slow_table,
+    summary_lines,
+    why_table,
+)
+from ingot.report.progress import ProgressBar
+from ingot.report.table import Cell, Table, nbytes_text
+
+__all__ = [
+    "Cell", "ProgressBar", "Table", "latency_table", "memory_table", "nbytes_text", "passes_table", "profile_table",
+    "race_table", "slow_table", "summary_lines", "why_table",
+]
