@@ -1,0 +1,47 @@
+"""What documents derive is up to date, and what they promise exists."""
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+import ingot
+from ingot.cli import app, main
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def _docs():
+    spec = importlib.util.spec_from_file_location("docs", REPOSITORY / "scripts" / "docs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_the_command_line_is_what_the_commands_say():
+    assert (REPOSITORY / "docs" / "cli.md").read_text() == _docs().cli_page()
+
+
+def test_the_figures_in_the_readme_are_what_was_measured():
+    assert (REPOSITORY / "README.md").read_text() == _docs().readme_page()
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/cli.md"])
+def test_commands_that_documents_show_exist_with_their_options(document, capsys):
+    shown = re.findall(r"^ {4}ingot (\w+)(.*)$", (REPOSITORY / document).read_text(), re.M)
+    for command, rest in shown:
+        assert main([command, "--help"]) == 0
+        told = capsys.readouterr().out
+        for option in re.findall(r"(?<!\S)--[a-z-]+", rest):
+            assert option in told, f"{document}: ingot {command} has no {option}"
+
+
+def test_every_command_has_json_and_an_example():
+    for command in app.registered_commands:
+        assert "as_json" in command.callback.__annotations__
+        assert "Example: ingot " in command.callback.__doc__
+
+
+def test_names_the_readme_uses_are_public():
+    names = set(re.findall(r"\bingot\.([A-Za-z_]+)\(", (REPOSITORY / "README.md").read_text()))
+    assert names <= set(ingot.__all__)
