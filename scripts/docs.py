@@ -53,8 +53,8 @@ def figures() -> str:
         by = {(r["model"], r["batch"], r["runtime"]): r["median"] for r in report["rows"]}
         peers = [r for r in runtimes if r != "ingot"]
         versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items() if k != "ingot")
-        lines += [f"{report['cpu']}, {report['threads']} threads, {report['date']}; {versions}. Medians in milliseconds, "
-                  "f32, in alternating blocks of one run; in parentheses Ingot's speed relative to the peer.", "",
+        lines += [f"{report['cpu']}, {report['threads']} threads, {report['date']}; {versions}.",
+                  "Medians in milliseconds, f32, in alternating blocks; in parentheses how much faster Ingot is.", "",
                   "| model | batch | Ingot | " + " | ".join(peers) + " |", "|---|---:|" + "---:|" * (1 + len(peers))]
         for model, batch in dict.fromkeys((r["model"], r["batch"]) for r in report["rows"]):
             ours = by.get((model, batch, "ingot"))
