@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+import ingot
 from benchmarks.peak import peak_gflops
 from benchmarks.zoo import MODELS, ZOO, Entry
 from ingot.bench import alternate, onnxruntime_peer, openvino_peer, summary, torch_peer
@@ -36,18 +37,17 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def _ingot(path: Path, threads: int, batches: Iterable[int], budget: float | None, engines: Path) -> Any:
-    """A session of the model's engine for the whole range of batches, built once and kept beside the models."""
-    import ingot
-
-    file = engines / f"{path.stem}-{threads}.ingot"
+def _ingot(path: Path, threads: int, batch: int, batches: Iterable[int], budget: float | None, engines: Path
+           ) -> ingot.Session:
+    """A session of an engine tuned at the batch and right on all of them, built once and kept beside the models."""
+    file = engines / f"{path.stem}-{threads}-b{batch}.ingot"
     if not file.exists():
         least, most = min(batches), max(batches)
         shapes = dict.fromkeys(ZOO[path.stem].inputs, f"{least}..{least}..{most}")
         start = time.perf_counter()
         ingot.build(path, shapes=shapes, options=ingot.BuildOptions(threads=threads, budget=budget)).save(file)
         print(f"  built {file.name} in {time.perf_counter() - start:.1f} s", flush=True)
-    return ingot.load(file, threads=threads).session()
+    return ingot.Session(ingot.load(file, threads=threads), threads)
 
 
 def measure(entry: Entry, path: Path, batch: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ def measure(entry: Entry, path: Path, batch: int, arguments: argparse.Namespace)
     outputs: dict[str, np.ndarray] = {}
     kept = []
     if "ingot" in arguments.runtimes:
-        session = _ingot(path, arguments.threads, arguments.batch, arguments.budget, Path(arguments.engines))
+        session = _ingot(path, arguments.threads, batch, arguments.batch, arguments.budget, Path(arguments.engines))
         outputs["ingot"] = session.run(feeds)[entry.outputs[0]].copy()
         out = {k: v.copy() for k, v in session.run(feeds).items()}
         calls["ingot"] = partial(session.run, feeds, out=out)

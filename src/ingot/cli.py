@@ -15,7 +15,7 @@ from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -23,15 +23,15 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from ingot.bench import alternate, measure, onnxruntime_peer, openvino_peer, peak_memory, summary
-from ingot.build import build as build_engine
-from ingot.build import load as load_engine
-from ingot.build import save as save_engine
+from ingot.compiler.build import build_with_report
+from ingot.compiler.build import load as load_engine
+from ingot.compiler.options import BuildOptions
+from ingot.engine import Engine, Variant, write_engine
 from ingot.env import read
 from ingot.errors import IngotError, InputError, InternalError, VerifyError
 from ingot.frontend import load as load_graph
 from ingot.frontend import parse_shapes
 from ingot.graph import Graph, show
-from ingot.options import BuildOptions
 from ingot.report import (
     ProgressBar,
     Table,
@@ -45,7 +45,8 @@ from ingot.report import (
     summary_lines,
     why_table,
 )
-from ingot.runtime import Session, host_target
+from ingot.runtime.host import host_target
+from ingot.runtime.session import Session
 from ingot.verify import Verdict, original_from, random_feeds, refuse, verify
 
 HELP = {f.name: str(f.metadata.get("help", "")) for f in fields(BuildOptions)}
@@ -118,21 +119,34 @@ def build(
     given = [_npz(path) for path in inputs or []]
     begin = time.perf_counter()
     with ProgressBar(quiet=as_json) as progress:
-        engine = build_engine(str(model), parse_shapes(shapes or []), options, inputs=given,
-                              original=against, progress=progress)
-    save_engine(engine, output)
+        made = build_with_report(str(model), parse_shapes(shapes or []), options, inputs=given, original=against,
+                                 progress=progress)
+    engine, tuned = made.engine, made.tuning
+    write_engine(engine, output)
     seconds = time.perf_counter() - begin
-    variant = engine.variants[0]
-    document = {"engine": str(output), "seconds": seconds, "bytes": output.stat().st_size,
-                "verdict": dict(engine.verdict), "report": dict(engine.report), "plan": _plan(variant)}
+    variant = _variant(engine, threads)
+    document = {"engine": str(output), "seconds": seconds, "stages": dict(made.seconds),
+                "bytes": output.stat().st_size, "verdict": dict(engine.verdict), "plan": _plan(variant),
+                "race": {"raced": tuned.raced, "cached": tuned.cached, "untuned": tuned.untuned,
+                         "interrupted": tuned.interrupted}}
+    raced = (f"{tuned.raced} sites raced, {tuned.cached} known from the cache, {tuned.untuned} untuned"
+             + ("; stopped by Ctrl-C, the best so far was kept: build again to go on" if tuned.interrupted else ""))
     slow = slow_table(variant)
     verdict = Verdict.from_json(engine.verdict) if engine.verdict else None
     _print(document if as_json else None, "\n".join(summary_lines(engine, variant)), *([slow] if slow.rows else []),
-           verdict or "not verified: --no-verify was given",
+           raced, verdict or "not verified: --no-verify was given",
            f"{output}: {nbytes_text(output.stat().st_size)}, built in {seconds:.1f} s")
 
 
-def _plan(variant: Any) -> dict[str, object]:
+def _variant(engine: Engine, threads: int) -> Variant:
+    """The engine's part for this machine."""
+    variant = engine.variant_for(host_target(threads or read().threads or None))
+    if variant is None:
+        raise InternalError("a build made no variant for the device it was made on")
+    return variant
+
+
+def _plan(variant: Variant) -> dict[str, object]:
     return {"arena": variant.plan.arena, "lower_bound": variant.plan.lower_bound, "threads": variant.target.threads,
             "kernels": sum(x.native for x in variant.program.launches),
             "reference_path": [x.where for x in variant.program.launches if not x.native]}
@@ -253,9 +267,9 @@ def bench(
     if path.suffix == ".onnx":
         model = path
         with ProgressBar(quiet=as_json) as progress:
-            engine = build_engine(str(path), parse_shapes(shapes or []), BuildOptions(threads=threads),
-                                  progress=progress)
-        built = begin = time.perf_counter() - begin
+            engine = build_with_report(str(path), parse_shapes(shapes or []), BuildOptions(threads=threads),
+                                       progress=progress).engine
+        built = time.perf_counter() - begin
     else:
         engine = load_engine(path, threads=threads or None)
     start = time.perf_counter()
