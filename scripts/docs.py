@@ -5,9 +5,11 @@
 """
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import typer
 
@@ -17,28 +19,32 @@ REPOSITORY = Path(__file__).parents[1]
 BEGIN, END = "<!-- figures: written by scripts/docs.py -->", "<!-- end of figures -->"
 
 
-def _option(parameter: object) -> str:
-    names = [*parameter.opts, *parameter.secondary_opts]
-    if parameter.param_type_name == "argument":
-        return f"| `{parameter.metavar or parameter.name.upper()}` | {parameter.help or ''} |"
-    flag = ", ".join(f"`{n}`" for n in names)
-    value = "" if parameter.is_flag else f" {parameter.metavar or parameter.type.name.upper()}"
-    default = parameter.default
-    told = "" if default in (None, "", False, 0) or parameter.is_flag else f" (default {default})"
-    return f"| {flag}{value} | {parameter.help or ''}{told} |"
+def _row(name: str, annotation: object, default: object) -> str:
+    """One parameter of a command, as a row of its table."""
+    kind, info = annotation.__origin__, annotation.__metadata__[0]
+    if isinstance(info, typer.models.ArgumentInfo):
+        return f"| `{info.metavar or name.upper()}` | {info.help} |"
+    first = [info.default] if isinstance(info.default, str) else []       # where typer keeps the first of the names
+    names = ", ".join(f"`{n}`" for part in [*first, *info.param_decls] for n in part.split("/"))
+    flag = kind is bool
+    value = "" if flag else f" {info.metavar or 'VALUE'}".replace("|", "\\|")
+    told = "" if flag or default in (None, "", 0) else f" (default {default})"
+    return f"| {names}{value} | {info.help}{told} |"
 
 
 def cli_page() -> str:
     """docs/cli.md: every command, its options and its example, as the command line declares them."""
-    command = typer.main.get_command(app)
     lines = ["# The command line", "", "Written by `scripts/docs.py` from the commands themselves.", "",
              "Every command takes `--json` and then prints one JSON document. Exit codes: 0 done; 1 something in the",
              "model, the inputs or the engine is not as it must be; 2 the command line itself is wrong; 3 verification",
              "failed; 4 a bug of Ingot's own; 130 stopped by Ctrl-C. An error says what, where, why and the mend.", ""]
-    for name, sub in command.commands.items():
-        text, _, example = (sub.help or "").partition("Example:")
-        lines += [f"## ingot {name}", "", " ".join(text.split()), "", f"    {example.strip()}", "",
-                  "| option | what it does |", "|---|---|", *(_option(p) for p in sub.params if p.name != "help"), ""]
+    for command in app.registered_commands:
+        call = command.callback
+        hints = get_type_hints(call, include_extras=True)
+        text, _, example = call.__doc__.partition("Example:")
+        rows = [_row(n, hints[n], p.default) for n, p in inspect.signature(call).parameters.items()]
+        lines += [f"## ingot {command.name or call.__name__}", "", " ".join(text.split()), "", f"    {example.strip()}", "",
+                  "| option | what it does |", "|---|---|", *rows, ""]
     return "\n".join(lines)
 
 

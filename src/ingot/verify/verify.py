@@ -121,7 +121,7 @@ def _loose(graph: Graph, probe: Probe, wanted: np.ndarray, batched: bool) -> np.
         return None
     if not batched or any(len(a) != len(wanted) for a in floats):
         return np.array(True)
-    return np.any([~np.isfinite(a.reshape(len(a), -1)).all(1) for a in floats], axis=0)
+    return np.asarray(np.any([~np.isfinite(a.reshape(len(a), -1)).all(1) for a in floats], axis=0))
 
 
 def verify(run: Run, original: Original, graph: Graph, *, engine: str = "engine", inputs: Sequence[Feeds] = (),

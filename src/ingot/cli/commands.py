@@ -22,7 +22,8 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from ingot.bench import alternate, measure, onnxruntime_peer, openvino_peer, peak_memory, summary
+from ingot.bench import Latency, alternate, measure, onnxruntime_peer, openvino_peer, peak_memory, summary
+from ingot.cli.arguments import array_from, batch_sizes, feeds_from, file_name, sizes_at, told_sizes
 from ingot.compiler.build import build_with_report
 from ingot.compiler.build import load as load_engine
 from ingot.compiler.options import BuildOptions
@@ -31,7 +32,7 @@ from ingot.env import read
 from ingot.errors import IngotError, InputError, InternalError, VerifyError
 from ingot.frontend import load as load_graph
 from ingot.frontend import parse_shapes
-from ingot.graph import Graph, show
+from ingot.graph import show
 from ingot.report import (
     ProgressBar,
     Table,
@@ -116,7 +117,7 @@ def build(
     options = BuildOptions(threads=threads, tune=tune, budget=budget, strict=strict, verify=check,
                            allow_unverified=allow_unverified, check_passes=check_passes, isa=isa, seed=seed, dump=dump)
     output = output or model.with_suffix(ENGINE_SUFFIX)
-    given = [_npz(path) for path in inputs or []]
+    given = [feeds_from(path) for path in inputs or []]
     begin = time.perf_counter()
     with ProgressBar(quiet=as_json) as progress:
         made = build_with_report(str(model), parse_shapes(shapes or []), options, inputs=given, original=against,
@@ -170,7 +171,7 @@ def run(
     Example: ingot run model.ingot --input input=image.npy --output results
     """
     loaded = load_engine(engine, threads=threads or None)
-    sizes = _sizes(loaded.graph, size or [])
+    sizes = told_sizes(loaded.graph, size or [])
     feeds = random_feeds(loaded.graph, sizes, seed)
     for text in inputs or []:
         name, _, source = text.partition("=")
@@ -178,7 +179,7 @@ def run(
             raise InputError(f"{text!r} names no input", where="--input",
                              mend=f"write NAME=FILE.npy or NAME=random; inputs: {', '.join(feeds)}")
         if source != "random":
-            feeds[name] = _npy(Path(source))
+            feeds[name] = array_from(Path(source))
     session = Session(loaded, threads or None)
     begin = time.perf_counter()
     results = session.run(feeds)
@@ -186,16 +187,11 @@ def run(
     if output:
         output.mkdir(parents=True, exist_ok=True)
         for name, array in results.items():
-            np.save(output / f"{_file_name(name)}.npy", array)
+            np.save(output / f"{file_name(name)}.npy", array)
     rows = tuple((n, f"{a.dtype}{list(a.shape)}", *_spread(a)) for n, a in results.items())
     table = Table("Outputs", ("output", "type", "least", "mean", "most", "not finite"), rows)
     _print({"outputs": table.to_json(), "seconds": seconds} if as_json else None, table,
            f"{seconds * 1e3:.2f} ms (a first run; `ingot bench` measures)")
-
-
-def _file_name(output: str) -> str:
-    """An output's name as a file's: whatever could lead elsewhere is replaced."""
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in output).lstrip(".") or "output"
 
 
 def _spread(array: np.ndarray) -> tuple[float | None, float | None, float | None, int]:
@@ -206,41 +202,6 @@ def _spread(array: np.ndarray) -> tuple[float | None, float | None, float | None
     if not finite.size:
         return None, None, None, numbers.size
     return float(finite.min()), float(finite.mean()), float(finite.max()), int(numbers.size - finite.size)
-
-
-def _sizes(graph: Graph, texts: Sequence[str]) -> dict[str, int]:
-    """The tuned size of every symbol, but for those that are told."""
-    sizes = {s.name: s.opt for s in graph.symbols.values()}
-    for text in texts:
-        name, _, number = text.partition("=")
-        if name not in sizes or not number.isdigit():
-            raise InputError(f"{text!r} sets no symbol", where="--size",
-                             mend=f"write SYMBOL=N; symbols: {', '.join(sizes) or 'none, every shape is fixed'}")
-        symbol = graph.symbols[name]
-        if not symbol.min <= int(number) <= symbol.max:
-            raise InputError(f"{name}={number} is outside {symbol.min}..{symbol.max}", where="--size",
-                             mend="build the engine for a wider range: --shapes")
-        sizes[name] = int(number)
-    return sizes
-
-
-def _npy(path: Path) -> np.ndarray:
-    try:
-        array: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the array {path}", why=(str(error),), mend="write it with numpy.save") from None
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path} holds several arrays", mend="give one .npy file per input")
-    return array
-
-
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"cannot read the inputs {path}", why=(str(error),),
-                         mend="write them with numpy.savez(path, name=array, ...)") from None
 
 
 @app.command()
@@ -279,9 +240,11 @@ def bench(
     if unknown := [p for p in peers if p not in ("torch", "onnxruntime", "openvino")]:
         raise InputError(f"no peer is called {unknown[0]}", where="--against",
                          mend="known: torch, onnxruntime, openvino")
-    found, left_out, apart = [], [], {}
-    for size in _batches(batch):
-        sizes, reason = _at_batch(engine.graph, size)
+    found: list[Latency] = []
+    left_out: list[str] = []
+    apart: dict[str, float] = {}
+    for size in batch_sizes(batch):
+        sizes, reason = sizes_at(engine.graph, size)
         if reason:
             left_out.append(f"batch {size}: {reason}")
             continue
@@ -299,36 +262,10 @@ def bench(
     parts = [table, "\n".join(lines)]
     if profile:
         parts.append(profile_table(session.variant, session.profile(
-            random_feeds(engine.graph, _sizes(engine.graph, []), 0))))
+            random_feeds(engine.graph, told_sizes(engine.graph, []), 0))))
     _print({"latency": table.to_json(), "not_measured": left_out, "apart": apart, "build_seconds": built or None,
             "load_seconds": loaded, "arena": session.plan.arena, "threads": session.threads,
             "peak_memory": peak_memory()} if as_json else None, *parts)
-
-
-def _batches(text: str) -> list[int]:
-    try:
-        found = [int(part) for part in text.split(",") if part]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise InputError(f"{text!r} is no list of batch sizes", where="--batch", mend="write, for example, 1,8,32")
-    return found
-
-
-def _at_batch(graph: Graph, batch: int) -> tuple[dict[str, int], str]:
-    """Sizes of the symbols at a batch, or the reason why the engine cannot run it."""
-    sizes = {s.name: s.opt for s in graph.symbols.values()}
-    leads = {str(graph.types[v].shape[0]) for v in graph.inputs if graph.types[v].shape}
-    symbols = leads & set(sizes)
-    if not symbols:
-        fixed = ", ".join(sorted(leads))
-        return sizes, "" if leads <= {str(batch)} else f"the batch is fixed at {fixed}"
-    for name in symbols:
-        symbol = graph.symbols[name]
-        if not symbol.min <= batch <= symbol.max:
-            return sizes, f"outside the engine's {symbol.min}..{symbol.max}"
-        sizes[name] = batch
-    return sizes, ""
 
 
 def _calls(session: Session, feeds: Mapping[str, np.ndarray], peers: Sequence[str], model: Path | None, threads: int
@@ -374,12 +311,12 @@ def check(
     """
     loaded = load_engine(engine, threads=threads or None)
     session = Session(loaded, threads or None)
-    ranges = {v: tuple(loaded.graph.symbols.get(str(d), d) for d in loaded.graph.types[v].shape)
-              for v in loaded.graph.inputs}
+    ranges = {v: [d if isinstance(d, int) else loaded.graph.symbols.get(str(d), str(d))
+                  for d in loaded.graph.types[v].shape] for v in loaded.graph.inputs}
     graph = load_graph(str(original), ranges)
     judge = original_from(against, graph, str(original))
     verdict = verify(lambda feeds: session.run(dict(feeds)), judge, graph, engine=str(engine),
-                     inputs=[_npz(p) for p in inputs or []], seed=seed)
+                     inputs=[feeds_from(p) for p in inputs or []], seed=seed)
     _print(verdict.to_json() if as_json else None, verdict)
     if not verdict.passed:
         raise refuse(verdict)

@@ -1,0 +1,4 @@
+"""The command line: `main` runs one; `app` is the commands themselves."""
+from ingot.cli.commands import app, main
+
+__all__ = ["app", "main"]
