@@ -23,7 +23,6 @@ from torch import nn
 
 import ingot
 from ingot.bench import alternate, onnxruntime_peer, summary, torch_peer
-from ingot.engine import write_engine
 from ingot.report import ProgressBar, Table, latency_table, race_table, summary_lines
 from ingot.verify import Verdict, compare
 
@@ -63,7 +62,7 @@ def built(path: Path, shapes: dict[str, str], module: nn.Module, feeds: dict[str
     print(Verdict.from_json(engine.verdict))
     print(f"built and verified in {time.perf_counter() - begin:.1f} s")
     file = path.with_suffix(".ingot")
-    write_engine(engine, file)
+    ingot.save(engine, file)
     begin = time.perf_counter()
     loaded = ingot.load(file)
     print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB, loaded in {(time.perf_counter() - begin) * 1e3:.0f} ms")

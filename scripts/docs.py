@@ -43,8 +43,8 @@ def cli_page() -> str:
         hints = get_type_hints(call, include_extras=True)
         text, _, example = call.__doc__.partition("Example:")
         rows = [_row(n, hints[n], p.default) for n, p in inspect.signature(call).parameters.items()]
-        lines += [f"## ingot {command.name or call.__name__}", "", " ".join(text.split()), "", f"    {example.strip()}", "",
-                  "| option | what it does |", "|---|---|", *rows, ""]
+        lines += [f"## ingot {command.name or call.__name__}", "", " ".join(text.split()), "",
+                  f"    {example.strip()}", "", "| option | what it does |", "|---|---|", *rows, ""]
     return "\n".join(lines)
 
 

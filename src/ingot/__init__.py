@@ -4,20 +4,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ingot.errors import IngotError
 from ingot.compiler.options import BuildOptions
+from ingot.errors import IngotError
 from ingot.target import Target
 
 if TYPE_CHECKING:
-    from ingot.compiler.build import build, load
+    from ingot.compiler.build import build, load, save
     from ingot.engine import Engine
     from ingot.graph import Symbol
     from ingot.runtime.session import Session
 
 _WHERE = {"Engine": "ingot.engine", "Session": "ingot.runtime.session", "Symbol": "ingot.graph",
-          "build": "ingot.compiler.build", "load": "ingot.compiler.build"}
+          "build": "ingot.compiler.build", "load": "ingot.compiler.build", "save": "ingot.compiler.build"}
 
-__all__ = ["BuildOptions", "Engine", "IngotError", "Session", "Symbol", "Target", "build", "load"]
+__all__ = ["BuildOptions", "Engine", "IngotError", "Session", "Symbol", "Target", "build", "load", "save"]
 
 
 def __getattr__(name: str) -> object:

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from ingot import env
-from ingot.engine import Engine, make_variant, read_engine
+from ingot.compiler.options import BuildOptions
+from ingot.engine import Engine, make_variant, read_engine, write_engine
 from ingot.errors import EngineError, InternalError, UnsupportedError
 from ingot.frontend import ShapeSpec
 from ingot.frontend import load as load_model
 from ingot.graph import Graph, show
 from ingot.lower import Program, lower
-from ingot.compiler.options import BuildOptions
 from ingot.passes import both, optimize, unwatched
 from ingot.passes.check import Checker
 from ingot.runtime.bench import CpuDevice
@@ -104,6 +104,11 @@ def load(path: str | os.PathLike[str], *, strict: bool = False, threads: int | N
     return replace(engine, variants=(*engine.variants, make_variant(program, target)))
 
 
+def save(engine: Engine, path: str | os.PathLike[str]) -> None:
+    """Write an engine to a file: beside it first, then renamed. The same engine gives the same bytes."""
+    write_engine(engine, path)
+
+
 def _verified(engine: Engine, optimized: Graph, model: Any, options: BuildOptions, inputs: Sequence[Feeds],
               original: object) -> Engine:
     """The engine with its verdict inside. Raises VerifyError, naming the first diverging node, if it does not pass."""
@@ -123,7 +128,7 @@ def _divergence(engine: Engine, optimized: Graph, verdict: Verdict, inputs: Sequ
     probe = failing_probe(verdict, engine.graph, inputs, seed)
     if probe is None:
         return ""
-    variant = engine.variants[0]
+    variant = Session(engine).variant
     written = [w for x in variant.program.launches for w in x.writes if w in optimized.types]
     kept = tuple(dict.fromkeys((*variant.program.outputs, *written)))
     watched = make_variant(replace(lower(optimized, variant.target), outputs=kept), variant.target, variant.choices)
