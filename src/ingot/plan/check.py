@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from ingot.graph import evaluate
 from ingot.kernels import Operand
 from ingot.lower import Program
-from ingot.plan.memory import Demand, MemoryPlan, external_values, largest
+from ingot.plan.memory import Demand, MemoryPlan, bytes_at, corners, external_values, largest, largest_bytes
 
 
 def faults(program: Program, plan: MemoryPlan, demands: Sequence[Demand]) -> list[str]:
@@ -30,7 +30,7 @@ def faults(program: Program, plan: MemoryPlan, demands: Sequence[Demand]) -> lis
     for root, (first, last) in lives.items():
         if root not in plan.offsets:
             return [f"the plan has no place for '{root}'"]
-        size = largest(program.types[root].nbytes, symbols)
+        size = largest_bytes(program.types[root], symbols)
         if plan.sizes[root] < size:
             found.append(f"'{root}' needs {size} bytes, the plan gives {plan.sizes[root]}")
         spans.append((plan.offsets[root], size, first, last, root))
@@ -67,9 +67,9 @@ def _program_faults(program: Program) -> list[str]:
         return [f"'{missing[0]}' has no type"]
     for name, array in program.constants.items():
         type_ = known[name]
-        if type_.dtype.name != "str" and (not type_.static or array.nbytes < evaluate(type_.nbytes, {})):
+        if type_.dtype.name != "str" and (not type_.static or array.nbytes < bytes_at(type_, {})):
             return [f"the constant '{name}' is smaller than its type"]
-    corners = [{k: getattr(s, corner) for k, s in program.symbols.items()} for corner in ("min", "opt", "max")]
+    sizes = corners(program.symbols)
     found: list[str] = []
     done: set[tuple[str, int]] = set()
     for launch in program.launches:
@@ -83,7 +83,7 @@ def _program_faults(program: Program) -> list[str]:
             key = (value, id(operand))
             if key not in done:
                 done.add(key)
-                found += [why for c in corners[-1:] + corners[:1] if (why := _outside(program, value, operand, c))]
+                found += [why for c in sizes if (why := _outside(program, value, operand, c))]
     return found
 
 
@@ -99,6 +99,6 @@ def _outside(program: Program, value: str, operand: Operand, sizes: Mapping[str,
     at = evaluate(offset, sizes)
     if min(shape, default=0) < 0 or min(steps, default=0) < 0 or at < 0:
         return f"'{value}' has a negative size"
-    if at + extent * operand.type.dtype.nbytes > evaluate(type_.nbytes, sizes):
+    if at + extent * operand.type.dtype.nbytes > bytes_at(type_, sizes):
         return f"'{value}' reaches beyond '{root}'"
     return None

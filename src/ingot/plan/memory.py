@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from ingot.errors import InternalError
-from ingot.graph import Dim, Symbol, evaluate
+from ingot.graph import Dim, Symbol, TensorType, evaluate
 from ingot.lower import Launch, Program
 from ingot.ops import OPS
 from ingot.plan.placement import Block, largest_live, place
@@ -46,8 +46,23 @@ def largest(dim: Dim, symbols: Mapping[str, Symbol]) -> int:
     """The value of a dimension at the largest sizes (its largest at the corners min, opt, max of the profile)."""
     if isinstance(dim, int):
         return dim
-    corners = ({k: getattr(s, corner) for k, s in symbols.items()} for corner in ("min", "opt", "max"))
-    return max(evaluate(dim, corner) for corner in corners)
+    return max(evaluate(dim, corner) for corner in corners(symbols))
+
+
+def bytes_at(type_: TensorType, sizes: Mapping[str, int]) -> int:
+    """Bytes of a value at sizes of the symbols. (`type_.nbytes` builds an expression first, which takes far longer.)"""
+    block, shape = type_.block, type_.shape
+    total = type_.dtype.nbytes
+    for axis, dim in enumerate(shape):
+        size = evaluate(dim, sizes)
+        total *= -(-size // block) * block if block and axis == 1 else size
+    return total
+
+
+def corners(symbols: Mapping[str, Symbol]) -> list[dict[str, int]]:
+    """The sizes at the largest, the tuned and the least corner of the profile, each once."""
+    found = [{k: getattr(s, corner) for k, s in symbols.items()} for corner in ("max", "opt", "min")]
+    return [c for i, c in enumerate(found) if c not in found[:i]]
 
 
 def _aligned(nbytes: int) -> int:
@@ -87,7 +102,7 @@ def plan_memory(program: Program, demands: Sequence[Demand], threads: int = 1,
             if value and root not in outside:
                 first.setdefault(root, step)
                 last[root] = step
-    sizes = {v: _aligned(_extent(program, v)) for v in first}
+    sizes = {v: _aligned(largest_bytes(program.types[v], symbols)) for v in first}
     reused = _reused(program, sizes, last, in_place)
     owner = {v: v for v in first}
     for value, old in reused.items():               # in the order of launches: chains end at their first value
@@ -116,9 +131,9 @@ def plan_memory(program: Program, demands: Sequence[Demand], threads: int = 1,
                       tuple(zip(work[::2], work[1::2], strict=True)), tuple(live), threads, MappingProxyType(reused))
 
 
-def _extent(program: Program, root: str) -> int:
-    """Bytes a root value needs: its own, or those of a view that reaches further."""
-    return largest(program.types[root].nbytes, program.symbols)
+def largest_bytes(type_: TensorType, symbols: Mapping[str, Symbol]) -> int:
+    """Bytes of a value at the largest sizes."""
+    return max(bytes_at(type_, corner) for corner in corners(symbols))
 
 
 def _reused(program: Program, sizes: Mapping[str, int], last: Mapping[str, int], in_place: InPlace) -> dict[str, str]:

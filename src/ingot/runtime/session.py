@@ -44,10 +44,11 @@ class Session:
     def __init__(self, engine: Engine, threads: int | None = None, *, variant: Variant | None = None,
                  cache: CodeCache | None = None, kernels: Mapping[str, Kernel] | None = None) -> None:
         asked = threads or read().threads or None
-        chosen = variant or engine.variant_for(host_target(asked)) or engine.variant_for(host_target())
+        here = host_target(asked)
+        chosen = variant or engine.variant_for(here) or engine.variant_for(host_target())
         if chosen is None:
-            raise EngineError(f"the engine '{engine.name}' was not built for this device", where=str(host_target()),
-                              why=tuple(f"it holds a variant for {t.fingerprint}" for t in engine.targets),
+            raise EngineError(f"the engine '{engine.name}' was not built for this device", where=str(here),
+                              why=(engine.declines(here) or "",),
                               mend="load it with ingot.load, which makes a default variant, or build it here")
         self.engine, self.variant = engine, chosen
         self.threads = asked or chosen.target.threads

@@ -9,7 +9,7 @@ from ingot.engine import Variant
 from ingot.errors import InternalError
 from ingot.graph import Dim, evaluate
 from ingot.lower import Program
-from ingot.plan import MemoryPlan
+from ingot.plan import MemoryPlan, bytes_at, largest_bytes
 from ingot.runtime.loader import Code
 from ingot.runtime.memory import Block, address_of
 from ingot.runtime.pool import launch_table
@@ -53,7 +53,7 @@ class Table:
         self._variant, self._program, self._plan, self._arena = variant, variant.program, plan, arena
         program = self._program
         self.holders = holders(program)
-        self._side = {root: Block(_largest(program, program.types[root].nbytes))
+        self._side = {root: Block(largest_bytes(program.types[root], program.symbols))
                       for root in (program.root(v)[0] for v in program.outputs)
                       if root not in {*self.holders, *program.inputs, *program.constants}}
         self.starts: list[int] = []
@@ -136,7 +136,7 @@ class Table:
         """What the sizes of the symbols fix. Raises InternalError where the plan is too small for them."""
         program = self._program
         for root, planned in self._plan.sizes.items():
-            if evaluate(program.types[root].nbytes, sizes) > planned:
+            if bytes_at(program.types[root], sizes) > planned:
                 raise InternalError(f"'{root}' needs more memory than was planned", why=(f"at {dict(sizes)}",))
 
         def patches(name: str) -> Patches:
@@ -167,8 +167,3 @@ class Table:
         if root in program.constants:
             return address_of(program.constants[root]) + at
         return self._side[root].address + at
-
-
-def _largest(program: Program, dim: Dim) -> int:
-    corners = ({k: getattr(s, corner) for k, s in program.symbols.items()} for corner in ("min", "opt", "max"))
-    return max(evaluate(dim, corner) for corner in corners)
