@@ -15,7 +15,7 @@ import numpy as np
 
 from ingot import env
 from ingot.compiler.options import BuildOptions
-from ingot.engine import Engine, make_variant, read_engine, write_engine
+from ingot.engine import Engine, Variant, make_variant, read_engine, write_engine
 from ingot.errors import EngineError, InternalError, UnsupportedError
 from ingot.frontend import ShapeSpec
 from ingot.frontend import load as load_model
@@ -83,7 +83,7 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
     engine = Engine(name or _name(model), graph, (variant,))
     if options.verify:
         with clock("verify"):
-            engine = _verified(engine, optimized, model, options, inputs, original)
+            engine = _verified(engine, variant, optimized, model, options, inputs, original)
     return Build(engine, dict(clock.seconds), tuned)
 
 
@@ -109,26 +109,26 @@ def save(engine: Engine, path: str | os.PathLike[str]) -> None:
     write_engine(engine, path)
 
 
-def _verified(engine: Engine, optimized: Graph, model: Any, options: BuildOptions, inputs: Sequence[Feeds],
-              original: object) -> Engine:
+def _verified(engine: Engine, variant: Variant, optimized: Graph, model: Any, options: BuildOptions,
+              inputs: Sequence[Feeds], original: object) -> Engine:
     """The engine with its verdict inside. Raises VerifyError, naming the first diverging node, if it does not pass."""
     path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else ""
     judge = original_from(original, engine.graph, path)
-    session = Session(engine)
+    session = Session(engine, variant=variant)
     verdict = verify(session.run, judge, engine.graph, engine=engine.name, inputs=inputs, seed=options.seed)
     if not verdict.passed:
-        verdict = replace(verdict, diverged=_divergence(engine, optimized, verdict, inputs, options.seed))
+        verdict = replace(verdict, diverged=_divergence(engine, variant, optimized, verdict, inputs, options.seed))
         if not options.allow_unverified:
             raise refuse(verdict)
     return replace(engine, verdict=verdict.to_json())
 
 
-def _divergence(engine: Engine, optimized: Graph, verdict: Verdict, inputs: Sequence[Feeds], seed: int) -> str:
+def _divergence(engine: Engine, variant: Variant, optimized: Graph, verdict: Verdict, inputs: Sequence[Feeds],
+                seed: int) -> str:
     """Which launch goes wrong first: the same kernels once more, with every launch's result kept."""
     probe = failing_probe(verdict, engine.graph, inputs, seed)
     if probe is None:
         return ""
-    variant = Session(engine).variant
     written = [w for x in variant.program.launches for w in x.writes if w in optimized.types]
     kept = tuple(dict.fromkeys((*variant.program.outputs, *written)))
     watched = make_variant(replace(lower(optimized, variant.target), outputs=kept), variant.target, variant.choices)
