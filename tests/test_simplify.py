@@ -227,3 +227,50 @@ def test_ten_thousand_nodes_simplify_within_seconds():
     slim = simplify(graph)
     assert time.perf_counter() - start < 4.0
     assert len(slim.nodes) == 6666
+
+
+def test_positions_that_count_are_a_slice_of_what_they_pick():
+    text = """
+        symbol S: 1..8..16
+        input x: f32[1,S,4]
+        const table: f32[20,4]
+        const all: i64[1,20] = {}
+        at = Slice(all) {{'starts': (2,), 'ends': ('S+2',), 'axes': (1,)}}
+        p = Gather(table, at)
+        y = Add(x, p)
+        return y"""
+    assert nodes_after(simplify, text.format([*range(20)])) == [
+        "p.slice.1 = Slice(table) {'axes': (0,), 'ends': ('S+2',), 'starts': (2,), 'steps': (1,)}",
+        "p = Reshape(p.slice.1) {'shape': (1, 'S', 4)}", "y = Add(x, p)", "return y"]
+    kept = nodes_after(simplify, text.format([*range(18), 17, 18]))
+    assert kept[1] == "p = Gather(table, at)"
+
+
+def test_what_is_never_negative_is_not_compared_with_zero():
+    assert nodes_after(simplify, """
+        symbol S: 1..8..16
+        input m: bool[S,S]
+        const zero: i64[] = 0
+        r = Range() {'start': (0,), 'limit': ('S',), 'delta': (1,)}
+        u = Unsqueeze(r) {'axes': (1,)}
+        g = GreaterOrEqual(u, zero)
+        y = And(g, m)
+        z = Not(y)
+        return z""") == ["z = Not(m)", "return z"]
+
+
+def test_a_flat_gather_in_order_is_a_reshape():
+    assert nodes_after(simplify, """
+        symbol N: 1..2..4
+        symbol S: 1..8..16
+        input m: f32[N,S]
+        f = Reshape(m) {'shape': (-1, 1)}
+        s = Shape(m)
+        k = Slice(s) {'starts': (1,), 'ends': (2,)}
+        r = Range() {'start': (0,), 'limit': ('N',), 'delta': (1,)}
+        u = Unsqueeze(r) {'axes': (1,)}
+        v = Mul(u, k)
+        c = Range() {'start': (0,), 'limit': ('S',), 'delta': (1,)}
+        at = Add(v, c)
+        y = Gather(f, at)
+        return y""") == ["y = Reshape(m) {'shape': ('N', 'S', 1)}", "return y"]

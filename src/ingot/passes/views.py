@@ -184,25 +184,6 @@ def _taken(match: Match) -> str:
     return reshaped(match, sliced(match, match["x"], (at,), (at + 1,), (axis,)), match.out.shape)
 
 
-def _not_a_run(match: Match) -> str | None:
-    array, size = match.const("index"), match.shape("x")[_axis(match, match.root)]
-    if array is None or array.ndim != 1 or array.size < 2:
-        return "the indices are not a known list"
-    if not isinstance(size, int):
-        return f"the axis has size {size}"
-    if int(array[0]) < 0 or int(array[-1]) >= size or not (np.diff(array) == 1).all():
-        return "the indices are not consecutive"
-    return None
-
-
-def _run(match: Match) -> str:
-    array, axis = match.array("index"), _axis(match, match.root)
-    first, last = int(array[0]), int(array[-1]) + 1
-    if first == 0 and last == match.shape("x")[axis]:
-        return match["x"]
-    return sliced(match, match["x"], (first,), (last,), (axis,))
-
-
 def _not_one_part(match: Match) -> str | None:
     return None if len(match.root.outputs) == 1 else f"it makes {len(match.root.outputs)} parts"
 
@@ -265,7 +246,6 @@ PIECES = (
     Rule("slice-of-slice", P("Slice", P("Slice", "x", bind="inner", shared=True)), make=_slice_of_slice,
          decline=_symbolic_slices),
     Rule("gather-one", P("Gather", "x", Const("index")), make=_taken, decline=_not_one_index),
-    Rule("gather-run", P("Gather", "x", Const("index")), make=_run, decline=_not_a_run),
     Rule("split-of-one", P("Split", "x"), make=lambda m: (m["x"],), decline=_not_one_part),
     Rule("split-read-once", P("Split", "x"), make=_the_one_slice, decline=_split_into_slice),
     Rule("concat-of-one", P("Concat", "*"), make=lambda m: m.root.inputs[0],
