@@ -11,6 +11,7 @@ from ingot.kernels import Operand, Site, Step, Tactic
 from ingot.kernels.codegen import target_for
 from ingot.kernels.x86.conv_depthwise import DepthwiseConvolution
 from ingot.kernels.x86.conv_direct import DirectConvolution, ProductConvolution, StemConvolution
+from ingot.kernels.x86.conv_im2col import Im2colConvolution
 from ingot.kernels.x86.conv_plain import PlainConvolution
 from ingot.ops import OPS
 from ingot.ops.convolution import convolution_window, transposed_window
@@ -19,7 +20,7 @@ from ingot.runtime.harness import run_logical
 from ingot.runtime.host import host_target
 
 TACTICS: tuple[Tactic, ...] = (DirectConvolution(), ProductConvolution(), StemConvolution(), DepthwiseConvolution(),
-                              PlainConvolution())
+                              Im2colConvolution(), PlainConvolution())
 
 
 def convolved(x: np.ndarray, w: np.ndarray, window, groups: int) -> np.ndarray:
@@ -196,11 +197,23 @@ def test_every_transposed_convolution(isa, a, b, form) -> None:
 @pytest.mark.parametrize("name", ["same", "1x1", "dilated"])
 def test_double_precision_and_weights_that_are_not_constant(name) -> None:
     for layout, more in itertools.product(("", "c16"), (_form(dtype=F64), _form(constant=False))):
-        check(PlainConvolution(), make_site(**FORMS[name], layout_in=layout, layout_out=layout, **more), "avx512")
+        site = make_site(**FORMS[name], layout_in=layout, layout_out=layout, **more)
+        for tactic in (t for t in TACTICS if t.declines(site, host_target(1, "avx512")) is None):
+            check(tactic, site, "avx512")
     form = TRANSPOSED["gan"]
     for layout in ("", "c16"):
         check(PlainConvolution(), make_site(**form, op="ConvTranspose", layout_in=layout, layout_out=layout,
                                             constant=False), "avx512")
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("width", [1, 3, 5])
+def test_narrow_outputs_with_a_residual(width) -> None:
+    form = _form(x=(2, 8, 6, width), w=(12, 8, 3, 1), pads=(1, 0, 1, 0))
+    for layout in ("", "c16"):
+        site = with_epilogue(form, "residual", layout, layout)
+        for tactic in (t for t in TACTICS if t.declines(site, host_target(1, "avx512")) is None):
+            check(tactic, site, "avx512", threads=2)
 
 
 EPILOGUES = {

@@ -187,7 +187,7 @@ def _strips(grid: Grid, rows: int, parts: int, threads: int, batch: int) -> list
 
 
 def points(site: Site, grid: Grid, target: Target) -> Iterator[Params]:
-    """Register tiles by the loads they need per multiply-add, then other strips and orders."""
+    """Register tiles by the loads they need per multiply-add, each with some strips and orders."""
     f, isa = grid.f, isa_of(target)
     count = vectors_of(f, isa.lanes)
     unit = f.out.block // isa.lanes
@@ -205,7 +205,8 @@ def points(site: Site, grid: Grid, target: Target) -> Iterator[Params]:
             continue
         ragged = 0.0 if not isinstance(height, int) else (height % rows) / height
         busy = max(1.0, 10 / (pixels * vectors))        # too few accumulators to hide the latency
-        cost = waste * (1 + 0.5 * ragged) * busy * (1 + (pixels + vectors) / (pixels * vectors))
+        # loads per multiply-add: broadcasts come from the first-level cache, weights often from much farther
+        cost = waste * (1 + 0.5 * ragged) * busy * (1 + 0.5 / vectors + 2 / pixels)
         ranked.append((cost, {"rows": rows, "columns": columns, "vectors": vectors}))
     ranked.sort(key=lambda r: r[0])
     seen: list[Params] = []
