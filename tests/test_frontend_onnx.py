@@ -1,4 +1,5 @@
 """ONNX in and out: shapes, opsets, hostile files, everything wrong in one error, round trips."""
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -219,6 +220,35 @@ def test_every_truncation_of_a_model_ends_in_an_error_or_a_whole_graph():
         except IngotError:
             continue
         assert run_graph(graph, {"x": np.zeros((2, 3), np.float32)})["y"].tolist() == [[0, 1, 2]] * 2
+
+
+def test_damaged_models_end_in_an_error_that_is_ours():
+    nodes = [helper.make_node("Conv", ["x", "w"], ["h"], pads=[1, 1, 1, 1], name="convolution"),
+             helper.make_node("MaxPool", ["h"], ["p"], kernel_shape=[2, 2]),
+             helper.make_node("Resize", ["p", "", "scales"], ["r"], mode="linear"),
+             helper.make_node("ReduceMean", ["r", "axes"], ["m"], keepdims=0),
+             helper.make_node("Clip", ["m", "low"], ["y"])]
+    whole = _model(nodes, {"x": ["N", 3, 8, 8]}, ["y"],
+                   {"w": np.ones((4, 3, 3, 3), np.float32), "scales": np.array([1, 1, 2, 2], np.float32),
+                    "axes": np.array([2, 3]), "low": np.array(0.5, np.float32)}).SerializeToString()
+    load(whole)
+    rng, refused = random.Random(0), 0
+    for _ in range(4000):
+        damaged = bytearray(whole)
+        for _ in range(rng.choice((1, 1, 2, 5))):
+            at = rng.randrange(len(damaged))
+            match rng.randrange(3):
+                case 0:
+                    damaged[at] ^= 1 << rng.randrange(8)
+                case 1:
+                    del damaged[at]
+                case 2:
+                    damaged.insert(at, rng.randrange(256))
+        try:
+            load(bytes(damaged))
+        except IngotError:
+            refused += 1
+    assert refused > 1000
 
 
 @pytest.mark.parametrize("dims", [[1 << 60], [1 << 31, 1 << 31], [-1], [3]])

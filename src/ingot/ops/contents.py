@@ -32,14 +32,14 @@ def known(array: np.ndarray) -> Contents | None:
     """The contents of a constant, where it is small and plain."""
     if array.size > LIMIT or array.dtype.kind not in "iufb":
         return None
-    return np.array(array.tolist(), dtype=object).reshape(array.shape)
+    return _array(array.reshape(-1).tolist(), array.shape)
 
 
 def array_of(contents: Contents, t: TensorType) -> np.ndarray | None:
     """The constant a tensor is, or None where an element is symbolic."""
     if any(isinstance(v, Expr) for v in contents.flat):
         return None
-    return np.array(contents.tolist()).astype(t.dtype.numpy).reshape(contents.shape)
+    return np.array(list(contents.flat)).astype(t.dtype.numpy).reshape(contents.shape)
 
 
 def least(value: int | Expr) -> int | None:

@@ -83,7 +83,7 @@ def infer(node: Node, types: Types) -> tuple[TensorType, ...]:
                          mend="put a Reorder before")
     try:
         found = op.infer(types, attrs, len(node.outputs))
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, ZeroDivisionError, OverflowError) as error:
         raise ModelError(str(error), where=f"{node.where} on {', '.join(map(str, types))}") from None
     if len(found) != len(node.outputs):
         raise ModelError(f"{op.name} makes {len(found)} outputs, {len(node.outputs)} are named", where=node.where)

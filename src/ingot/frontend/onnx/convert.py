@@ -63,6 +63,12 @@ def _opset(model: onnx.ModelProto) -> int:
     return int(found[0])
 
 
+def _text(*names: object) -> None:
+    """Names that are no UTF-8 come as bytes. Raises ModelError."""
+    if bad := [n for n in names if not isinstance(n, str)]:
+        raise ModelError(f"the name {bad[0]!r} is no text", mend="export the model again, or fetch the file again")
+
+
 def _attribute(proto: onnx.AttributeProto, source: Source) -> object:
     kind = onnx.AttributeProto
     if proto.ref_attr_name:
@@ -110,11 +116,15 @@ class _Reader:
         """Every name and every use, subgraphs included."""
         self.uses.update(o.name for o in graph.output)
         for node in graph.node:
+            _text(node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute))
+            if not any(node.output):
+                raise ModelError(f"the node {node.op_type} '{node.name}' makes nothing", mend="export the model again")
             self.uses.update(node.input)
             self.taken.update(node.output)
             for a in node.attribute:
                 if a.type == onnx.AttributeProto.GRAPH:
                     self._survey(a.g)
+        _text(*(v.name for v in (*graph.input, *graph.output, *graph.initializer)))
         self.taken.update(t.name for t in graph.initializer)
         self.taken.update(v.name for v in graph.input)
 
@@ -277,6 +287,8 @@ class _Reader:
         if item.op == "ConstantOfShape":
             value = attrs.get("value")
             array = value if isinstance(value, np.ndarray) else np.zeros(1, np.float32)
+            if array.size != 1:
+                raise ModelError(f"its value has {array.size} elements, not 1")
             attrs["value"], attrs["dtype"] = array.reshape(-1)[0].item(), str(_dtype(array))
         if item.op == "Range" and (start := item.type_of(item.operand(0))) is not None:
             attrs["dtype"] = start.dtype.name
@@ -330,7 +342,7 @@ class _Reader:
             return node
         try:
             w = convolution_window(types, attrs) if "Conv" in node.op else pooling_window(types, attrs)
-        except ValueError:
+        except (ValueError, IndexError):
             return node         # infer says what is wrong with it
         if any(isinstance(p, Expr) for p in (*w.begins, *w.ends)):
             return node
@@ -349,6 +361,7 @@ def _declared(dim: onnx.TensorShapeProto.Dimension) -> Dim | None:
         if dim.dim_value < 0:
             return None         # some exporters write -1 for "any"
         return int(dim.dim_value)
+    _text(dim.dim_param)
     text = dim.dim_param.strip()
     if not text:
         return None
