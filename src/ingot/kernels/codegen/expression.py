@@ -287,7 +287,7 @@ def _hard_swish(c: Call) -> Value:
 def _swish(c: Call) -> Value:
     alpha = _single(c.attrs.get("alpha", 1.0))
     scaled = c.x if alpha == 1.0 else c.code.fmul(c.x, c.like(alpha))
-    return c.code.fmul(c.x, math.sigmoid(c.code, scaled))
+    return math.gated(c.code, c.x, scaled)
 
 
 def _gelu(c: Call) -> Value:

@@ -150,6 +150,11 @@ def sigmoid(code: Code, x: Value) -> Value:
     return code.fma(rest, code.fma(e, like(code, x, -0.5), one), q)
 
 
+def gated(code: Code, x: Value, y: Value) -> Value:
+    """x * sigmoid(y), to a few ulp."""
+    return code.fdiv(x, code.fadd(like(code, x, 1.0), exp(code, code.fneg(y))))
+
+
 # --- logarithms -------------------------------------------------------------------------------------------------------
 
 _LOG_F32 = (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
@@ -262,22 +267,35 @@ def tanh(code: Code, x: Value) -> Value:
 
 # --- composite activations --------------------------------------------------------------------------------------------
 
+# 2^f for |f| <= 1/2, and log2(erfcx(a / sqrt(2)) / 2) for a in 0..5: minimax fits, highest power first
+_POWER_OF_TWO = (1.534580223960802e-4, 1.3399932067841291e-3, 9.618489071726799e-3, 5.550328642129898e-2,
+                 2.4022646248340607e-1, 6.931471824645996e-1, 1.0)
+_TAIL = (-2.994902459363402e-08, 8.578019219385169e-07, -1.0667974493117072e-05, 7.318752614082769e-05,
+         -2.636470308061689e-4, -4.212514613755047e-05, 7.008189335465431e-3, -5.24887852370739e-2,
+         2.621442377567291e-1, -1.151106595993042, -0.9999999403953552)
+
+
 def gelu(code: Code, x: Value) -> Value:
-    """x/2 * (1 + erf(x / sqrt(2)))."""
-    half = code.fmul(x, like(code, x, 0.5))
-    return code.fma(half, erf(code, code.fmul(x, like(code, x, math.sqrt(0.5)))), half)
+    """x * Phi(x), with Phi(-a) = 2^(g(a) - a^2 log2(e)/2) and Phi(a) = 1 - Phi(-a); to about 4 ulp for |x| <= 5."""
+    if x.element != "float":
+        half = code.fmul(x, like(code, x, 0.5))
+        return code.fma(half, erf(code, code.fmul(x, like(code, x, math.sqrt(0.5)))), half)
+    a = absolute(code, x)
+    # past 5 the tail keeps falling by its square alone: it is below 1e-6 of x there
+    g = polynomial(code, code.fmin(like(code, x, 5.0), a), _TAIL)
+    p = code.fma(code.fmul(a, a), like(code, x, -0.5 / _LN2), g)
+    p = code.fmax(like(code, x, -151.0), p)
+    n, whole = _rounded(code, p, 1.0)
+    tail = _scaled(code, polynomial(code, code.fsub(p, n), _POWER_OF_TWO), n, whole)
+    negative = code.fcompare("olt", x, like(code, x, 0.0))
+    return code.fmul(x, code.select(negative, tail, code.fsub(like(code, x, 1.0), tail)))
 
 
 def gelu_tanh(code: Code, x: Value) -> Value:
     """x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))), written as x * sigmoid of twice the argument."""
     factor = code.fma(code.fmul(x, x), like(code, x, 2 * 0.044715 * math.sqrt(2 / _PI)),
                       like(code, x, 2 * math.sqrt(2 / _PI)))
-    return code.fmul(x, sigmoid(code, code.fmul(x, factor)))
-
-
-def swish(code: Code, x: Value) -> Value:
-    """x * sigmoid(x)."""
-    return code.fmul(x, sigmoid(code, x))
+    return gated(code, x, code.fmul(x, factor))
 
 
 def mish(code: Code, x: Value) -> Value:
