@@ -158,6 +158,16 @@ class Code:
         self._declared.setdefault(name, f"declare {result} @{name}({', '.join(arguments)})")
         return name
 
+    def table(self, values: Sequence[float], element: str) -> Value:
+        """The address of constant numbers kept beside the code."""
+        self._count += 1
+        name = f"table{self._count}"
+        texts = [float_literal(element, float(v)) if element in _FLOATS else str(int(v)) for v in values]
+        items = ", ".join(f"{element} {t}" for t in texts)
+        self._declared[name] = (f"@{name} = private unnamed_addr constant [{len(texts)} x {element}] [{items}], "
+                                f"align 64")
+        return Value("ptr", f"@{name}")
+
     def intrinsic(self, name: str, *args: Value, result: str = "", extra: Sequence[str] = ()) -> Value:
         """Call `llvm.<name>` overloaded on the first argument's type."""
         type_ = result or args[0].type

@@ -7,6 +7,7 @@ from ingot.kernels.x86.normalisation import GroupStatistics, RowNormalization
 from ingot.kernels.x86.pointwise import Pointwise
 from ingot.kernels.x86.pooling import Pooling
 from ingot.kernels.x86.reduction import Reduction
+from ingot.kernels.x86.resample import Resampling
 from ingot.kernels.x86.softmax import SoftmaxColumns, SoftmaxRows
 from ingot.kernels.x86.transpose import Reorder, Transpose
 
@@ -22,6 +23,7 @@ GENERAL: tuple[Tactic, ...] = (
     Reorder(),
     Copies(),
     ConstantPad(),
+    Resampling(),
     Gather(),
     GatherElements(),
     GatherND(),
