@@ -597,3 +597,24 @@ def test_positions_that_are_widened_are_looked_up_once():
     done = optimize(graph, AVX512)
     assert ops_of(done) == ["Add"]
     same_numbers(graph, done, N=2)
+
+
+# --- windows ---
+
+def test_padding_goes_into_the_convolution():
+    graph = graph_of("""
+        input x: f32[2,3,8,9]
+        const w: f32[4,3,3,3]
+        const none: f32[] = 0.0
+        const one: f32[] = 1.0
+        a = Pad(x, none) {'pads': (1, 0, 2, 1), 'axes': (2, 3)}
+        p = Conv(a, w) {'pads': (0, 1, 0, 1)}
+        b = Pad(x, one) {'pads': (0, 0, 1, 1, 0, 0, 1, 1)}
+        q = Conv(b, w) {'auto_pad': 'SAME_UPPER', 'strides': (2, 2)}
+        return p, q""")
+    done = simplify(graph)
+    assert lines_of(done) == ["p = Conv(x, w) {'pads': (1, 1, 2, 2)}",
+                              "b = Pad(x, one) {'pads': (0, 0, 1, 1, 0, 0, 1, 1)}",
+                              "q = Conv(b, w) {'pads': (0, 1, 1, 1), 'strides': (2, 2)}", "return p, q"]
+    same_numbers(graph, done)
+    assert why_not_of(graph, "pad-into-convolution")["q"] == "it does not pad with zeros"

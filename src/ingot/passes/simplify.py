@@ -6,13 +6,13 @@ sum or product of two constants is refused where it would overflow, so NaN and i
 from __future__ import annotations
 
 from ingot.graph import Graph
-from ingot.passes import algebra, broadcasts, masks, views
+from ingot.passes import algebra, broadcasts, masks, views, windows
 from ingot.passes.constant_folding import fold_constants
 from ingot.passes.graph_pass import graph_pass
 from ingot.passes.rewrite import rewrite
 from ingot.target import Target
 
-RULES = (*views.RULES, *algebra.RULES, *broadcasts.RULES, *masks.RULES)
+RULES = (*views.RULES, *algebra.RULES, *broadcasts.RULES, *windows.RULES, *masks.RULES)
 
 
 @graph_pass(after=(fold_constants,), rules=RULES)
