@@ -14,8 +14,9 @@ from ingot.passes import optimize
 from ingot.passes.check import compare, feeds_for
 from ingot.target import Target
 
-UNARY = ("Relu", "Exp", "Neg", "Abs", "Sigmoid", "Tanh", "Identity", "Softplus", "Erf", "Sqrt")
-BINARY = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow")
+UNARY = ("Relu", "Neg", "Abs", "Sigmoid", "Tanh", "Identity", "Softplus", "Erf", "Sqrt")
+# what divides by, or raises, a drawn value magnifies rounding without bound: no tolerance would be honest
+BINARY = ("Add", "Sub", "Mul", "Max", "Min")
 SCALARS = (0.0, 1.0, 2.0, 0.5, -1.0, 3.0, 6.0, 4.0)
 SHAPES = ((4, 6), (2, 3, 4), (1, 4, 6), (2, 1, 6), (2, 4, 5, 5), (1, 1, 4), (12,), ())
 
@@ -58,10 +59,11 @@ class Maker:
         if kind == "unary":
             self.values.append(build.node(draw(st.sampled_from(UNARY)), x))
         elif kind == "binary":
-            self.values.append(build.node(draw(st.sampled_from(BINARY[:6])), x, self.pick()))
+            self.values.append(build.node(draw(st.sampled_from(BINARY)), x, self.pick()))
         elif kind == "scalar":
-            operands = (x, self.scalar()) if draw(st.booleans()) else (self.scalar(), x)
-            self.values.append(build.node(draw(st.sampled_from(BINARY)), *operands))
+            op = draw(st.sampled_from((*BINARY, "Div", "Pow")))
+            first = draw(st.booleans()) or op in ("Div", "Pow")
+            self.values.append(build.node(op, *((x, self.scalar()) if first else (self.scalar(), x))))
         elif kind == "transpose":
             self.values.append(build.node("Transpose", x, perm=tuple(draw(st.permutations(range(rank))))))
         elif kind == "reshape":
