@@ -167,7 +167,8 @@ def transposed_window(types: Types, attrs: Attrs) -> tuple[Window, tuple[int, ..
     if sizes is None:
         return w, extra
     total = [(n - 1) * w.strides[i] + extra[i] + w.extent(i) - sizes[i] for i, n in enumerate(x.shape[2:])]
-    total = [max(t, 0) if isinstance(t, int) else t for t in total]
+    extra = tuple(e + max(-t, 0) if isinstance(t, int) else e for e, t in zip(extra, total, strict=True))
+    total = [max(t, 0) if isinstance(t, int) else t for t in total]     # too small a result is padded, too large cut
     small, large = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
     begins, ends = (small, large) if auto == "SAME_UPPER" else (large, small)
     return Window(w.kernel, w.strides, w.dilations, begins, ends), extra
@@ -187,6 +188,7 @@ declare(Op("ConvTranspose", "the transpose of a convolution: [N, C, ...] by [C, 
     _t((1, 2, 3, 4, 5), (2, 3, 2, 2, 2), strides=(2, 2, 2)), _t((1, 4, 6, 6), (4, 3, 3, 3), dilations=(2, 2)),
     _t((1, 3, 5, 5), (3, 4, 3, 3), pads=(0, 1, 1, 0)), ((f32(1, 3, 5, 5), values(3, 4, 3, 3)), {}),
     _t((1, 8, 6, 6), (8, 1, 3, 3), 8, strides=(2, 2)),
+    _t((1, 2, 3, 3), (2, 2, 3, 3), strides=(3, 2), output_shape=(10, 8)),
 )))
 
 

@@ -176,13 +176,13 @@ def average_pool(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
     x, = (a for a in arrays if a is not None)
     if x.dtype not in (np.float32, np.float64):
         return None
-    flat, w, _ = _pooled("AveragePool", x, attrs, 0.0)
+    flat, w, sizes = _pooled("AveragePool", x, attrs, 0.0)
     counted = np.ones((1, 1, *x.shape[2:]), x.dtype)
     stated = [(int(str(b)), int(str(e))) for b, e in zip(w.begins, w.ends, strict=True)]
     if attrs["count_include_pad"]:      # the stated padding counts; what ceil_mode adds behind it does not
         counted = np.pad(counted, [(0, 0), (0, 0), *stated], constant_values=1)
         attrs = {**attrs, "pads": (0,) * (2 * len(stated)), "auto_pad": "NOTSET"}
-    count = _pooled("AveragePool", counted, attrs, 0.0)[0].sum(-1)
+    count = _pooled("AveragePool", counted, attrs, 0.0)[0].sum(-1)[(..., *(slice(n) for n in sizes))]
     return [np.asarray(flat.sum(-1) / count, dtype=x.dtype)]
 
 

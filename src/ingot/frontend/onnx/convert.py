@@ -55,6 +55,8 @@ def _inlined(source: Source) -> onnx.ModelProto:
 
 def _opset(model: onnx.ModelProto) -> int:
     found = [o.version for o in model.opset_import if o.domain in _STANDARD]
+    if not found and model.opset_import:
+        return OPSET        # only ops of other domains: each of them is reported
     if not found:
         raise ModelError("the model names no opset", mend="export it again")
     if not OLDEST <= found[0] <= OPSET:
@@ -263,7 +265,7 @@ class _Reader:
         if item.op == "CastLike":
             like = item.type_of(item.operand(1))
             item.op, item.inputs = "Cast", item.inputs[:1]
-            item.attrs = {"to": like.dtype.name if like else "f32"}
+            item.attrs["to"] = like.dtype.name if like else "f32"
         if item.op not in OPS:
             why = refusal(item.op)
             raise UnsupportedError(f"op {item.op} " + (f"needs {why}" if why else "is unknown"))
