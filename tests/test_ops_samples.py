@@ -92,8 +92,8 @@ def test_the_reference_agrees_with_onnxruntime(name: str):
 @pytest.mark.parametrize(("name", "index"), [p for p in SAMPLES if p.values[0] in ("Conv", "ConvTranspose")])
 def test_convolutions_agree_with_pytorch(name: str, index: int):
     node, types, arrays = _case(name, index, 1)
-    window = (convolution_window(types, node.attrs) if name == "Conv"
-              else transposed_window(types, {**OPS[name].attrs, **node.attrs})[0])
+    window, extra = ((convolution_window(types, node.attrs), ()) if name == "Conv"
+                     else transposed_window(types, {**OPS[name].attrs, **node.attrs}))
     if window.begins != window.ends:
         pytest.skip("PyTorch pads alike on both sides")
     x, weight, bias = (None if a is None else torch.from_numpy(a) for a in (*arrays, None)[:3])
@@ -103,8 +103,7 @@ def test_convolutions_agree_with_pytorch(name: str, index: int):
         wanted = function(x, weight, bias, window.strides, window.begins, window.dilations, group)
     else:
         function = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[rank - 1]
-        wanted = function(x, weight, bias, window.strides, window.begins, node.attrs.get("output_padding", 0), group,
-                          window.dilations)
+        wanted = function(x, weight, bias, window.strides, window.begins, extra, group, window.dilations)
     np.testing.assert_allclose(evaluate(node, arrays)[0], wanted.numpy(), rtol=1e-4, atol=1e-4)
 
 
