@@ -16,8 +16,8 @@ from ingot.runtime.memory import Block, address_of, array_at
 from ingot.runtime.pool import launch_table, pool_for
 from ingot.target import Target
 
-COLD = 24 << 20         # bytes of copies that constants are read from in turn, as other layers' come between in a run
-COPIES = 24
+COLD = 8 << 20          # bytes of copies that constants are read from in turn, as other layers' come between in a run
+COPIES = 8
 
 
 class CpuDevice:

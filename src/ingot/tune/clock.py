@@ -24,14 +24,20 @@ class Sample:
         for _ in range(blocks):
             self.blocks.append(self.timer(self.repeats) / self.repeats)
 
-    def calibrate(self, block: float) -> None:
-        """Warm up, and find how many runs make a block."""
+    def calibrate(self, block: float, leader: float) -> None:
+        """Warm up, find how many runs make a block, and measure one; of a candidate far behind the leader, a run."""
         self.timer(1)
-        once = min(self.timer(1), self.timer(1))
+        once = self.timer(1)
+        if once > 4 * leader:
+            self.blocks.append(once)
+            return
         self.repeats = max(1, min(100_000, math.ceil(block / max(once, 1e-8))))
         if self.repeats > 8:        # a single run is mostly the cost of the call
             once = self.timer(self.repeats) / self.repeats
             self.repeats = max(1, min(100_000, math.ceil(block / max(once, 1e-8))))
+        self.blocks.append(once)
+        if once < 2 * leader:
+            self.measure()
 
     @property
     def seconds(self) -> float:
@@ -61,18 +67,22 @@ def race(timers: Sequence[Timer], deadline: float = math.inf, *, block: float = 
         if samples and clock() > deadline:
             break
         sample = Sample(timer)
-        sample.calibrate(block)
-        sample.measure()
+        sample.calibrate(block, min((s.seconds for s in samples), default=math.inf))
         samples.append(sample)
     leader = min(s.seconds for s in samples)
     for sample in samples:
         if sample.seconds > 1.5 * leader:       # slow, or disturbed? Look again before it leaves
-            sample.measure(2 if sample.seconds < 4 * leader else 1)
+            if sample.seconds < 20 * leader:
+                sample.calibrate(block, math.inf)
+            else:
+                sample.measure()
     alive = _kept(range(len(samples)), samples, 1.5)
     for number in range(rounds):
         if len(alive) == 1 or clock() > deadline:
             break
-        for _ in range(3 * (number + 1)):
+        # long runs are blocks by themselves, and quieter: fewer of them
+        few = 2 if min(samples[i].seconds for i in alive) > 10 * block else 3
+        for _ in range(few * (number + 1)):
             for i in alive:
                 samples[i].measure()
         best = min(samples[i].seconds for i in alive)

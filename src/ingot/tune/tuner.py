@@ -25,6 +25,7 @@ from ingot.tune.sample import difference, opt_sizes, sample_inputs, small_sizes,
 _LOG = logging.getLogger("ingot")
 
 Packed = Mapping[int, np.ndarray]
+_Sizes = tuple[tuple[str, int], ...]
 
 
 class Stand(Protocol):
@@ -90,25 +91,31 @@ class SiteRace:
     def __init__(self, site: Site, target: Target, device: Device, constants: Mapping[int, np.ndarray]) -> None:
         self.site, self._target, self._constants = site, target, constants
         self._device, self._stand = device, device.stand(site)
-        self._wanted: dict[tuple[tuple[str, int], ...], tuple[list[np.ndarray], list[np.ndarray]]] = {}
+        self._inputs: dict[_Sizes, list[np.ndarray]] = {}
+        self._wanted: dict[_Sizes, list[np.ndarray]] = {}
         willing, self._reasons = able(site, target)
         self.entrants = [_Entrant(t, dict(p)) for t in willing
                          for p, _ in zip(t.space(site, target), range(POINTS), strict=False)]
 
-    def _sample(self, sizes: Mapping[str, int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Inputs and the reference's outputs at these sizes; computed once."""
+    def _given(self, sizes: Mapping[str, int]) -> list[np.ndarray]:
+        """Inputs at these sizes; made once."""
+        key = tuple(sizes.items())
+        if key not in self._inputs:
+            self._inputs[key] = sample_inputs(self.site, sizes, self._constants)
+        return self._inputs[key]
+
+    def _right(self, sizes: Mapping[str, int]) -> list[np.ndarray]:
+        """The reference's outputs at these sizes; computed once."""
         key = tuple(sizes.items())
         if key not in self._wanted:
-            inputs = sample_inputs(self.site, sizes, self._constants)
-            self._wanted[key] = inputs, run_site(self.site, inputs, sizes)
+            self._wanted[key] = run_site(self.site, self._given(sizes), sizes)
         return self._wanted[key]
 
     def _wrong(self, entrant: _Entrant, sizes: Mapping[str, int], threads: int, fill: int) -> str | None:
-        inputs, wanted = self._sample(sizes)
         assert entrant.kernel is not None       # emitted before it is judged
-        found = self._stand.outputs(entrant.kernel, inputs, entrant.packed, sizes, threads, fill)
+        found = self._stand.outputs(entrant.kernel, self._given(sizes), entrant.packed, sizes, threads, fill)
         bar = tolerance(self.site, sizes)
-        for k, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        for k, (a, b) in enumerate(zip(found, self._right(sizes), strict=True)):
             if why := difference(a, b, bar):
                 return f"output {k} with {threads} threads at {dict(sizes) or 'its size'}: {why}"
         return None
@@ -132,8 +139,7 @@ class SiteRace:
         """What times the candidate at the sizes to tune at."""
         sizes = opt_sizes(self.site)
         assert entrant.kernel is not None       # entered before it is timed
-        inputs = sample_inputs(self.site, sizes, self._constants)
-        return self._stand.timer(entrant.kernel, inputs, entrant.packed, sizes)
+        return self._stand.timer(entrant.kernel, self._given(sizes), entrant.packed, sizes)
 
     def proven(self, entrant: _Entrant) -> bool:
         """Whether a winner is right at the sizes it was timed at, too."""
@@ -162,6 +168,7 @@ class SiteRace:
     def rest(self) -> None:
         """Let go of arrays and memory until the race begins."""
         self._stand = self._device.stand(self.site)
+        self._inputs.clear()
         self._wanted.clear()
 
     def run(self, default: _Entrant, deadline: float, clock: Callable[[], float], turn: Path | None) -> _Entrant:
