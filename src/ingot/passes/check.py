@@ -6,8 +6,8 @@ smallest. What is compared, honestly:
 
 - Passes in EXACT move, share or drop work, and change no sum: every bit pattern is kept, NaN and infinities included.
 - Other passes may sum in another order or round differently. Errors are measured against the largest number of the
-  output: at most 1024 units of the element type's precision. For them NaN and infinities are compared by place and
-  sign on the random and zero inputs only where MAY_DIFFER names them, on all inputs otherwise.
+  output: at most 1024 units of the element type's precision. NaN and infinities must stay in their places, with their
+  sign; of the passes MAY_DIFFER names this is asked on random and zero inputs only, and extremes are not asked at all.
 - MAY_DIFFER says which passes may treat NaN, infinities and overflow differently, and why: each folds factors into
   weights, or replaces a written-out formula by an op whose meaning differs there.
 
