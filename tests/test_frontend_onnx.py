@@ -95,6 +95,13 @@ def test_bindings_are_read_from_inputs_and_contradictions_named():
         bindings_from(graph, {"a": np.zeros((3, 2))})
 
 
+def test_a_symbol_that_only_stands_in_an_expression_is_solved_for():
+    graph = parse("symbol H: 1..1..8\ninput x: f32[4*H+1]\nreturn x", infer)
+    assert bindings_from(graph, {"x": np.zeros(13)}) == {"H": 3}
+    with pytest.raises(InputError, match=r"axis 0 of input 'x' is 14; 4\*H\+1 is 13"):
+        bindings_from(graph, {"x": np.zeros(14)})
+
+
 # --- shape arithmetic and structure ---
 
 def test_shape_arithmetic_ends_in_attributes_and_disappears():

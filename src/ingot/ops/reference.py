@@ -137,10 +137,19 @@ def bindings_from(graph: Graph, feeds: Mapping[str, np.ndarray]) -> dict[str, in
             else:
                 later.append((name, axis, dim, size))
     for name, axis, dim, size in later:
+        if len(free := dim.symbols - sizes.keys()) == 1:
+            symbol, = free
+            sizes[symbol] = _solved(dim, symbol, size, sizes)
         if dim.symbols <= sizes.keys() and dim.evaluate(sizes) != size:
             raise InputError(f"axis {axis} of input '{name}' is {size}; {dim} is {dim.evaluate(sizes)}",
                              mend=f"give {name}: {graph.types[name]}")
     return sizes
+
+
+def _solved(dim: Expr, symbol: str, size: int, sizes: Bindings) -> int:
+    """The size of the symbol that makes an expression linear in it come nearest to `size`, at least 1."""
+    at = [dim.evaluate({**sizes, symbol: n}) for n in (1, 2)]
+    return max(1, 1 + (size - at[0]) // (at[1] - at[0])) if at[1] != at[0] else 1
 
 
 def run_graph(graph: Graph, feeds: Mapping[str, np.ndarray], bindings: Bindings | None = None,

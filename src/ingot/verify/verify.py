@@ -9,7 +9,7 @@ import numpy as np
 
 from ingot.errors import VerifyError
 from ingot.graph import Expr, Graph
-from ingot.ops.reference import run_graph
+from ingot.ops.reference import bindings_from, run_graph
 from ingot.verify.original import Original
 from ingot.verify.parity import Difference, compare
 from ingot.verify.probe import Probe, probes
@@ -150,12 +150,7 @@ def verify(run: Run, original: Original, graph: Graph, *, engine: str = "engine"
 
 
 def _bindings(graph: Graph, feeds: Feeds) -> dict[str, int]:
-    found = {s.name: s.opt for s in graph.symbols.values()}
-    for name in graph.inputs:
-        for dim, size in zip(graph.types[name].shape, feeds[name].shape, strict=True):
-            if isinstance(dim, Expr) and str(dim) in found:
-                found[str(dim)] = size
-    return found
+    return {**{s.name: s.opt for s in graph.symbols.values()}, **bindings_from(graph, feeds)}
 
 
 def failing_probe(verdict: Verdict, graph: Graph, inputs: Sequence[Feeds] = (), seed: int = 0) -> Probe | None:

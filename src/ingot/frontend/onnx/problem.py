@@ -31,5 +31,5 @@ def raised(problems: Sequence[Problem], name: str) -> IngotError:
     kind = UnsupportedError if all(p.unsupported for p in problems) else ModelError
     count = len(problems)
     return kind(f"{name}: {count} {'node' if count == 1 else 'nodes'} cannot be taken", why=tuple(map(str, problems)),
-                mend="export the model without these ops, or declare them in ingot/ops" if kind is UnsupportedError
+                mend="do what stands in brackets, or export the model without these nodes" if kind is UnsupportedError
                 else "check the model with onnx.checker.check_model(path, full_check=True), and export it again")
