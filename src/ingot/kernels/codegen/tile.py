@@ -115,17 +115,44 @@ def shapes(isa: Isa, least: int = 8) -> list[tuple[int, int]]:
 
 
 def transposed(code: Code, rows: Sequence[Value]) -> list[Value]:
-    """As many registers as lanes, transposed: lane r of result l is lane l of rows[r]."""
-    found, lanes = list(rows), rows[0].lanes
-    apart = 1
-    while apart < lanes:
-        for i in range(lanes):
-            if not i & apart:
-                a, b = found[i], found[i + apart]
-                found[i] = code.shuffle(a, b, [n + lanes - apart if n & apart else n for n in range(lanes)])
-                found[i + apart] = code.shuffle(a, b, [n + lanes if n & apart else n + apart for n in range(lanes)])
-        apart *= 2
-    return found
+    """As many 32-bit registers as lanes (4, 8 or 16), transposed: lane r of result l is lane l of rows[r].
+
+    Interleaved within 128-bit pieces first, then pieces are exchanged: each shuffle is one cheap instruction.
+    """
+    lanes = rows[0].lanes
+    groups = [_interleaved(code, rows[g:g + 4]) for g in range(0, lanes, 4)]
+    found = [_exchanged(code, [group[c] for group in groups]) for c in range(4)]
+    return [found[i % 4][i // 4] for i in range(lanes)]
+
+
+def _interleaved(code: Code, rows: Sequence[Value]) -> list[Value]:
+    """Four rows: result c holds, in piece p, lane 4p + c of each of them."""
+    n = rows[0].lanes
+
+    def pick(a: Value, b: Value, one: int, other: int, step: int) -> Value:
+        lanes = (0, n) if step == 1 else (0, 1, n, n + 1)
+        order = [p + i + j for p in range(0, n, 4) for i in ((one, other) if step == 1 else (one,)) for j in lanes]
+        return code.shuffle(a, b, order)
+
+    a, b, c, d = rows
+    low, high = (pick(a, b, 0, 1, 1), pick(c, d, 0, 1, 1)), (pick(a, b, 2, 3, 1), pick(c, d, 2, 3, 1))
+    return [pick(*pair, one, 0, 2) for pair in (low, high) for one in (0, 2)]
+
+
+def _exchanged(code: Code, values: Sequence[Value]) -> list[Value]:
+    """As many registers as pieces of 4 lanes: result p holds piece p of each of them."""
+    n = values[0].lanes
+
+    def pick(a: Value, b: Value, pieces: Sequence[int]) -> Value:
+        return code.shuffle(a, b, [base + 4 * p + i for base in (0, n) for p in pieces for i in range(4)])
+
+    if len(values) == 1:
+        return list(values)
+    if len(values) == 2:
+        return [pick(*values, (p,)) for p in (0, 1)]
+    a, b, c, d = values
+    even, odd = (pick(a, b, (0, 2)), pick(c, d, (0, 2))), (pick(a, b, (1, 3)), pick(c, d, (1, 3)))
+    return [pick(*pair, pieces) for pieces in ((0, 2), (1, 3)) for pair in (even, odd)]
 
 
 @contextmanager
