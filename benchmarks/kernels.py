@@ -35,25 +35,32 @@ def shapes() -> Iterator[tuple[str, str, Tactic]]:
         for part, k, n, end in (("qkv", width, 3 * width, "r = Add(y, c)"), ("out", width, width, "r = Add(y, c)"),
                                 ("up", width, hidden, "t = Add(y, c)\nr = Gelu(t)"),
                                 ("down", hidden, width, "r = Add(y, c)")):
-            yield (f"{model}-b{batch}-{part}", f"input x: f32[{batch * length},{k}]\nconst w: f32[{k},{n}]\n"
-                   f"const c: f32[{n}]\ny = MatMul(x, w)\n{end}\nreturn r", TiledMatMul())
-        heads, size = width // 64, width
-        if model == "minilm":
-            heads = 12
-        yield (f"{model}-b{batch}-attention", f"input x: f32[{batch},{length},{3 * size}]\n"
-               f"q, k, v = Split(x) {{'axis': 2, 'split': ({size}, {size}, {size})}}\n"
-               f"y = Attention(q, k, v) {{'q_num_heads': {heads}, 'kv_num_heads': {heads}}}\nreturn y",
+            yield f"{model}-b{batch}-{part}", product(batch * length, k, n, end), TiledMatMul()
+        split = f"q, k, v = Split(x) {{'axis': 2, 'split': ({width}, {width}, {width})}}\n"
+        attend = "y = Attention(q, k, v) {'q_num_heads': 12, 'kv_num_heads': 12}\nreturn y"
+        yield (f"{model}-b{batch}-attention", f"input x: f32[{batch},{length},{3 * width}]\n{split}{attend}",
                BlockedAttention())
     for rows in (1, 8):
-        yield (f"resnet-b{rows}-classes", f"input x: f32[{rows},2048]\nconst w: f32[2048,1000]\nconst c: f32[1000]\n"
-               "y = MatMul(x, w)\nr = Add(y, c)\nreturn r", TiledMatMul())
-    yield ("square", "input x: f32[1024,1024]\ninput w: f32[1024,1024]\ny = MatMul(x, w)\nreturn y", TiledMatMul())
+        yield f"resnet-b{rows}-classes", product(rows, 2048, 1000, "r = Add(y, c)"), TiledMatMul()
+    yield ("square", "input x: f32[1024,1024]\ninput w: f32[1024,1024]\ny = MatMul(x, w)\nreturn y",
+           TiledMatMul())
+
+
+def product(rows: int, depth: int, columns: int, end: str) -> str:
+    """The text of a product with a constant, and of what follows it."""
+    return (f"input x: f32[{rows},{depth}]\nconst w: f32[{depth},{columns}]\nconst c: f32[{columns}]\n"
+            f"y = MatMul(x, w)\n{end}\nreturn r")
 
 
 def aligned(nbytes: int) -> np.ndarray:
     raw = np.zeros(nbytes + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start:start + nbytes]
+
+
+def extent(shape: Sequence[int], steps: Sequence[int]) -> int:
+    """Elements from the first to one past the last."""
+    return 1 + sum((n - 1) * s for n, s in zip(shape, steps, strict=True))
 
 
 class Bench:
@@ -67,26 +74,26 @@ class Bench:
         self.library = load_kernel(kernel, target)
         self.build = (made - begin, time.perf_counter() - made)
         self.flops = evaluate(kernel.meta["flops"], {})             # type: ignore[arg-type]
-        steps = [o.type.shape if o.strides is None else (1 + sum((n - 1) * s for n, s in zip(o.type.shape, o.strides)),)
-                 for o in site.inputs]
-        arrays = [rng.standard_normal(s).astype(np.float32) for s in steps]
+        arrays = [rng.standard_normal(extent(o.type.shape, o.steps)).astype(np.float32).reshape(
+            o.type.shape if o.strides is None else -1) for o in site.inputs]
         packed = tactic.pack(site, params, target, {i: a for i, a in enumerate(arrays) if site.inputs[i].constant})
         self.buffers = [aligned(packed.get(i, a).nbytes) for i, a in enumerate(arrays)]
         for i, (buffer, array) in enumerate(zip(self.buffers, arrays, strict=True)):
             buffer[:] = packed.get(i, array).reshape(-1).view(np.uint8)
         self.buffers += [aligned(evaluate(o.type.nbytes, {})) for o in site.outputs]
-        self.buffers += [aligned(evaluate(kernel.workspace, {})), aligned(evaluate(kernel.scratch, {}) * target.threads)]
+        self.buffers += [aligned(evaluate(n, {})) for n in (kernel.workspace, kernel.scratch * target.threads)]
         self.slots = (ctypes.c_void_p * len(self.buffers))(*(b.ctypes.data for b in self.buffers))
         self.symbols = (ctypes.c_int64 * 1)()
-        self.table = launch_table([(self.library.address(p), ctypes.addressof(self.slots), ctypes.addressof(self.symbols))
-                                   for p in kernel.phases])
+        tables = ctypes.addressof(self.slots), ctypes.addressof(self.symbols)
+        self.table = launch_table([(self.library.address(p), *tables) for p in kernel.phases])
         self.count = len(kernel.phases)
         self.seconds: list[float] = []
 
     def run(self, pool: Pool) -> None:
-        begin = time.perf_counter()
+        clock = time.thread_time if pool.threads == 1 else time.perf_counter    # processor time leaves others' work out
+        begin = clock()
         pool.run(ctypes.addressof(self.table), self.count)
-        self.seconds.append(time.perf_counter() - begin)
+        self.seconds.append(clock() - begin)
 
 
 def race(tactic: Tactic, site: Site, target: Target, pool: Pool, budget: float) -> list[tuple[Params, Bench]]:
@@ -114,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, text, tactic in shapes():
             if options.names and not any(n in name for n in options.names):
                 continue
-            site = next(x.site for x in lower(parse(text, infer), target).launches if x.site.op in ("MatMul", "Attention"))
+            launches = lower(parse(text, infer), target).launches
+            site = next(x.site for x in launches if x.site.op in ("MatMul", "Attention"))
             raced = race(tactic, site, target, pool, options.seconds)
             ranked = sorted(raced, key=lambda r: min(r[1].seconds))
             for params, bench in ([ranked[0], raced[0]] if options.best else raced):

@@ -265,8 +265,9 @@ class _Emission:
         tile, another operand for each panel: more at once would hold up the tile's own loads."""
         code, form = self.code, self.form
         batch, head, first = at
-        shared = code.div(code.add(head, 1), form.group)
-        wanted = ((1, form.key, shared), (2, form.value, shared), (0, form.query, code.add(head, 1)), (3, form.out, head))
+        after = code.add(head, 1)
+        shared = code.div(after, form.group)
+        wanted = ((1, form.key, shared), (2, form.value, shared), (0, form.query, after), (3, form.out, head))
         total = form.key.shape[2]
         turns = min(4, -(-total // self.panel)) if isinstance(total, int) else 1
         for turn in range(turns):

@@ -81,30 +81,33 @@ def _at(dim: Dim, site: Site, which: str) -> int:
 
 
 def points(site: Site, form: Form, isa: Isa, threads: int) -> Iterator[Params]:
-    """At most a dozen points, the best guess first."""
+    """Some half a dozen points, the best guess first."""
     element = element_of(site.inputs[form.left].type.dtype)
-    lanes, bytes_ = lanes_of(isa, element), site.inputs[form.left].type.dtype.nbytes
+    lanes, nbytes = lanes_of(isa, element), site.inputs[form.left].type.dtype.nbytes
     rows, columns = _at(form.rows, site, "opt"), _at(form.columns, site, "opt")
     depth, batch = _at(form.depth, site, "opt"), _at(product(form.batch), site, "opt")
-    constant = site.inputs[form.right].constant
-    seen: list[Params] = []
-    for height, vectors in _tiles(isa, rows, columns, lanes, batch, threads):
-        panel = depth * vectors * lanes * bytes_
-        cut = 0 if panel <= 320 << 10 else -(-depth // (-(-panel // (256 << 10))))
-        cut = -(-cut // 8) * 8
-        block = max(1, (320 << 10) // ((cut or depth) * bytes_ * height))
-        whole = -(-rows // height)
-        if batch * -(-columns // (vectors * lanes)) < 2 * threads:      # too few panels to share: cut the rows as well
+    tiles = _tiles(isa, rows, columns, lanes, batch, threads)
+
+    def point(tile: tuple[int, int], across: int, *, cut: bool = True) -> Params:
+        height, vectors = tile
+        whole, panels = -(-rows // height), -(-columns // (vectors * lanes))
+        pieces = -(-depth * vectors * lanes * nbytes // (320 << 10)) if cut and whole > 1 else 1
+        piece = 0 if pieces == 1 else -(-depth // (8 * pieces)) * 8         # a piece of a panel stays in L2
+        block = max(1, (320 << 10) // ((piece or depth) * nbytes * height))     # and so does a block of rows
+        if batch * panels < 2 * threads:            # too few panels to share: cut the rows as well
             block = min(block, max(1, whole // (2 * threads)))
-        for across in ((0,) if whole <= block else (0, 1)):
-            point = {"rows": height, "vectors": vectors, "block": min(block, whole), "depth": cut, "across": across}
-            if constant:
-                seen.append(point)
-                continue
-            in_place = columns % (vectors * lanes) == 0 and isinstance(form.columns, int)
-            order = (0, 1) if in_place and rows <= 64 else (1, 0) if in_place else (1,)
-            seen += [{**point, "pack": p} for p in order]
-    yield from seen[:10]
+        return {"rows": height, "vectors": vectors, "block": min(block, whole), "depth": piece, "across": across}
+
+    found = [point(tiles[0], 1), point(tiles[0], 0), *(point(t, 1) for t in tiles[1:4]), point(tiles[0], 0, cut=False)]
+    seen: list[Params] = []
+    for p in found:
+        even = isinstance(form.columns, int) and form.columns % (p["vectors"] * lanes) == 0
+        if site.inputs[form.right].constant:
+            ways = [p]
+        else:                                       # read the right operand as it lies, or pack it first
+            ways = [{**p, "pack": n} for n in ((0, 1) if even and rows <= 64 else (1, 0) if even else (1,))]
+        seen += [w for w in ways if w not in seen]
+    yield from seen[:8]
 
 
 def _tiles(isa: Isa, rows: int, columns: int, lanes: int, batch: int, threads: int) -> list[tuple[int, int]]:
@@ -116,14 +119,17 @@ def _tiles(isa: Isa, rows: int, columns: int, lanes: int, batch: int, threads: i
         tiles = -(-rows // height)
         panels = batch * -(-columns // (vectors * lanes))
         share = -(-panels // threads) * threads / panels if tiles == 1 else 1.0
-        work = max(height * vectors, 8, 1.0 * (height + vectors))      # latency and the load ports bound small tiles
-        return tiles * panels * share * work * (1 + 0.15 / vectors + 0.1 / height)
+        work = max(height * vectors, 8, height + vectors)       # latency and the load ports bound small tiles
+        # the right operand comes from L2, the left one from L1
+        return tiles * panels * share * work * (1 + 0.35 / height + 0.1 / vectors)
+
     ranked = sorted(candidates, key=lambda s: (cost(s), -s[0] * s[1]))
+    best = cost(ranked[0])
     kept: list[tuple[int, int]] = []
     for shape in ranked:        # neighbours of a taken shape teach the tuner little
-        if all(abs(shape[0] - k[0]) + 3 * abs(shape[1] - k[1]) > 2 for k in kept):
+        if cost(shape) < 1.3 * best and all(abs(shape[0] - k[0]) + 3 * abs(shape[1] - k[1]) > 2 for k in kept):
             kept.append(shape)
-    return kept[:6]
+    return kept[:4]
 
 
 @dataclass
