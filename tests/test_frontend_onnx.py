@@ -1,6 +1,7 @@
 """ONNX in and out: shapes, opsets, hostile files, everything wrong in one error, round trips."""
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -366,6 +367,14 @@ def test_symbolic_sizes_are_written_as_arithmetic_that_runs(size: str):
         x = np.zeros((n, s), np.float32)
         assert runner.run(None, {"x": x})[0].shape == run_graph(graph, {"x": x})["y"].shape
     assert load(model).types == graph.types
+
+
+def test_origins_survive_and_node_names_are_unique():
+    graph = parse("input x: f32[2]\na = Relu(x)\nb = Neg(a)\nreturn b", infer)
+    graph = replace(graph, nodes=tuple(replace(n, origin=("first", "second")) for n in graph.nodes))
+    model = onnx_from_graph(graph)
+    assert len({n.name for n in model.graph.node}) == 2
+    assert [n.origin for n in load(model).nodes] == [("first", "second")] * 2
 
 
 def test_a_blocked_graph_is_not_written():

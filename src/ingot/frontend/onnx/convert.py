@@ -26,8 +26,9 @@ from ingot.ops.onnx_form import DTYPE_ATTRIBUTES, ENUM
 
 LARGEST = 1 << 40       # bytes one value may take at its largest; more is a mistake or an attack
 SYMBOLS_KEY = "ingot.symbols"       # where a written model keeps the profiles
+ORIGIN_KEY = "ingot.origin"         # and a written node the names it came from
 _STANDARD = ("", "ai.onnx")
-_TEXT = re.compile(r"[^\w./:\-]")    # what the graph's text form cannot hold in a name
+_TEXT = re.compile(r"[\s=,(){}]")    # what the graph's text form cannot hold in a name
 
 
 def graph_from_onnx(model: str | os.PathLike[str] | bytes | onnx.ModelProto,
@@ -233,7 +234,8 @@ class _Reader:
         item = Item(proto.op_type, inputs, outputs, attrs, where, self.build.types.get, self._another,
                     self.fresh, lambda v: bool(self.uses[v]))
         upgrade(item, self.opset)
-        origin = (proto.name or proto.output[0],)
+        kept = next((p.value for p in proto.metadata_props if p.key == ORIGIN_KEY), "")
+        origin = tuple(kept.split("\n")) if kept else (proto.name or proto.output[0],)
         for part in (*item.before, item, *item.after):
             self._add(part, origin)
 

@@ -8,7 +8,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ingot.errors import UnsupportedError
-from ingot.frontend.onnx.convert import SYMBOLS_KEY
+from ingot.frontend.onnx.convert import ORIGIN_KEY, SYMBOLS_KEY
 from ingot.graph import Dim, Expr, Graph, Node, TensorType
 from ingot.graph.dim import Floor
 from ingot.ops import OPSET
@@ -119,9 +119,11 @@ class _Writer:
 
     def add(self, node: Node) -> None:
         inputs = [i if isinstance(i, str) else self._operand(i) for i in onnx_inputs(node)]
-        self.nodes.append(onnx.NodeProto(op_type=node.op, name=node.origin[0] if node.origin else node.output,
-                                         input=inputs, output=node.outputs,
-                                         attribute=attribute_protos(onnx_attributes(node))))
+        made = onnx.NodeProto(op_type=node.op, name=next(filter(None, node.outputs)), input=inputs, output=node.outputs,
+                              attribute=attribute_protos(onnx_attributes(node)))
+        if node.origin:
+            made.metadata_props.add(key=ORIGIN_KEY, value="\n".join(node.origin))
+        self.nodes.append(made)
 
     def _operand(self, p: Promoted) -> str:
         if not any(isinstance(e, Expr) for e in p.entries):
