@@ -134,6 +134,26 @@ def test_functions_are_inlined_and_constant_branches_taken():
     assert run_graph(graph, {"x": np.array([1, -2, 3], np.float32)})["y"].tolist() == [2, 4, 6]
 
 
+def _with_functions(*bodies: tuple[str, list[str]]) -> onnx.ModelProto:
+    model = _model([helper.make_node(bodies[-1][0], ["x"], ["y"], domain="mine")], {"x": [3]}, ["y"])
+    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid("mine", 1)]
+    for name, called in bodies:
+        nodes = [helper.make_node(op, ["a" if i == 0 else f"v{i}"], ["b" if i == len(called) - 1 else f"v{i + 1}"],
+                                  domain="" if op == "Relu" else "mine") for i, op in enumerate(called)]
+        model.functions.append(helper.make_function("mine", name, ["a"], ["b"], nodes, imports))
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    return model
+
+
+def test_functions_that_unfold_without_end_are_refused():
+    with pytest.raises(ModelError, match="calls itself"):
+        load(_with_functions(("One", ["Two"]), ("Two", ["One"])))
+    levels = [("F0", ["Relu"] * 10), *[(f"F{i}", [f"F{i - 1}"] * 10) for i in range(1, 12)]]
+    with pytest.raises(ModelError, match="unfold to more than"):
+        load(_with_functions(*levels))
+    assert len(load(_with_functions(*levels[:3])).nodes) == 1000
+
+
 def test_initializers_listed_as_inputs_are_constants():
     graph = load(_model([helper.make_node("Add", ["x", "w"], ["y"])], {"x": [2], "w": [2]}, ["y"],
                         {"w": np.ones(2, np.float32)}))

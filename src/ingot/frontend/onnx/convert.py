@@ -25,6 +25,7 @@ from ingot.ops.fallback import refusal
 from ingot.ops.onnx_form import DTYPE_ATTRIBUTES, ENUM
 
 LARGEST = 1 << 40       # bytes one value may take at its largest; more is a mistake or an attack
+MOST_NODES = 1 << 20    # nodes a model may unfold to
 SYMBOLS_KEY = "ingot.symbols"       # where a written model keeps the profiles
 ORIGIN_KEY = "ingot.origin"         # and a written node the names it came from
 _STANDARD = ("", "ai.onnx")
@@ -47,11 +48,42 @@ def graph_from_onnx(model: str | os.PathLike[str] | bytes | onnx.ModelProto,
 def _inlined(source: Source) -> onnx.ModelProto:
     if not source.model.functions:
         return source.model
+    _expanded(source.model)
     try:
         return inliner.inline_local_functions(source.model)
     except (RuntimeError, ValueError) as error:
         raise ModelError("the model's functions cannot be inlined", why=(str(error),),
                          mend="check the model with onnx.checker, and export it again") from None
+
+
+def _expanded(model: onnx.ModelProto) -> int:
+    """How many nodes the model has once its functions are inlined. Raises ModelError for recursion and for too many."""
+    functions = {(f.domain, f.name): f for f in model.functions}
+    counts: dict[tuple[str, str], int] = {}
+    open_calls: set[tuple[str, str]] = set()
+
+    def total(nodes: Iterable[onnx.NodeProto]) -> int:
+        found = 0
+        for node in nodes:
+            found += 1 + sum(total(a.g.node) for a in node.attribute if a.type == onnx.AttributeProto.GRAPH)
+            if (called := (node.domain, node.op_type)) in functions:
+                found += of(called)
+        if found > MOST_NODES:
+            raise ModelError(f"the model's functions unfold to more than {MOST_NODES} nodes", mend="export it inlined")
+        return found
+
+    def of(called: tuple[str, str]) -> int:
+        if called in open_calls:
+            raise ModelError(f"the function {called[1]} calls itself", mend="export the model inlined")
+        if len(open_calls) > 64:
+            raise ModelError("the model's functions call each other more than 64 deep", mend="export it inlined")
+        if called not in counts:
+            open_calls.add(called)
+            counts[called] = total(functions[called].node)
+            open_calls.discard(called)
+        return counts[called]
+
+    return total(model.graph.node)
 
 
 def _opset(model: onnx.ModelProto) -> int:
