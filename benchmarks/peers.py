@@ -42,10 +42,11 @@ def _ingot(path: Path, threads: int, batch: int, batches: Iterable[int], budget:
     """A session of an engine tuned at the batch and right on all of them, built once and kept beside the models."""
     file = engines / f"{path.stem}-{threads}-b{batch}.ingot"
     if not file.exists():
-        least, most = min(batches), max(batches)
-        shapes = dict.fromkeys(ZOO[path.stem].inputs, f"{least}..{least}..{most}")
+        entry, most = ZOO[path.stem], max(batches)
+        axes = "x".join(map(str, (f"batch=1..{batch}..{most}", *entry.shape)))
         start = time.perf_counter()
-        ingot.build(path, shapes=shapes, options=ingot.BuildOptions(threads=threads, budget=budget)).save(file)
+        ingot.save(ingot.build(path, dict.fromkeys(entry.inputs, axes),
+                               ingot.BuildOptions(threads=threads, budget=budget)), file)
         print(f"  built {file.name} in {time.perf_counter() - start:.1f} s", flush=True)
     return ingot.Session(ingot.load(file, threads=threads), threads)
 
