@@ -17,7 +17,7 @@ from pathlib import Path
 from ingot.target import Target
 from ingot.tune.choice import Choice, Trial
 
-_FORM = 1
+_FORM = 2       # parameters in their order: it is part of a kernel's name
 
 
 def _line(body: Mapping[str, object]) -> str:
@@ -27,10 +27,10 @@ def _line(body: Mapping[str, object]) -> str:
 
 def _choice(body: Mapping[str, object]) -> Choice:
     """Raises ValueError, KeyError, TypeError or AttributeError where the line is not of this form."""
-    trials = tuple(Trial(str(t[0]), {str(k): int(v) for k, v in t[1].items()},
+    trials = tuple(Trial(str(t[0]), {str(k): int(v) for k, v in t[1]},
                          None if t[2] is None else _seconds(t[2]), str(t[3]))
                    for t in body["trials"])      # type: ignore[attr-defined]
-    params = {str(k): int(v) for k, v in body["params"].items()}        # type: ignore[attr-defined]
+    params = {str(k): int(v) for k, v in body["params"]}         # type: ignore[attr-defined]
     return Choice(str(body["site"]), str(body["tactic"]), params, _seconds(body["seconds"]), True, trials)
 
 
@@ -92,8 +92,8 @@ class TuningCache:
         if self.folder is None:
             return
         body = {"form": _FORM, "target": self.target.fingerprint, "generator": self.generator, "site": choice.site,
-                "tactic": choice.tactic, "params": dict(choice.params), "seconds": choice.seconds,
-                "trials": [[t.tactic, dict(t.params), t.seconds, t.note] for t in choice.trials]}
+                "tactic": choice.tactic, "params": [*choice.params.items()], "seconds": choice.seconds,
+                "trials": [[t.tactic, [*t.params.items()], t.seconds, t.note] for t in choice.trials]}
         with suppress(OSError):                                     # a full disk must not end a build
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             name = hashlib.sha256(self.target.fingerprint.encode()).hexdigest()[:12]

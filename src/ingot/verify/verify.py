@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from ingot.errors import VerifyError
-from ingot.graph import Expr, Graph
+from ingot.graph import Expr, Graph, Node
 from ingot.ops.reference import bindings_from, run_graph
 from ingot.verify.original import Original
 from ingot.verify.parity import Difference, compare
@@ -175,10 +175,25 @@ def first_divergence(values: Mapping[str, np.ndarray], optimized: Graph, probe: 
             if value in wanted:
                 difference = compare(np.asarray(values[value]), wanted[value])
                 if not difference.within(allowed[value].relative):
+                    inside = [f"{n.op} '{n.output}'" for n in _unseen(optimized, node, values)]
+                    with_ = f", in one kernel with {', '.join(inside)}" if inside else ""
                     detail = _note(difference, allowed[value])
-                    return f"{node.where}: {difference.relative:.2g} relative, {detail}"
+                    return f"{node.where}{with_}: {difference.relative:.2g} relative, {detail}"
     return ("none: every kernel gives what the optimised graph says, so a pass changed the model's meaning; "
             "build with --check-passes to name it")
+
+
+def _unseen(graph: Graph, node: Node, values: Mapping[str, np.ndarray]) -> list[Node]:
+    """The nodes before this one whose results were never written out: they were fused with it."""
+    found: list[Node] = []
+    pending = list(node.inputs)
+    while pending:
+        value = pending.pop()
+        maker = graph.producers.get(value)
+        if maker is not None and value not in values and maker not in found:
+            found.append(maker)
+            pending += maker.inputs
+    return found[::-1]
 
 
 def refuse(verdict: Verdict) -> VerifyError:
