@@ -117,7 +117,7 @@ def test_a_changed_byte_is_found_or_does_not_matter(file: Path, tmp_path: Path) 
             assert answers_right(tmp_path / "changed")
             harmless += 1
         except EngineError as error:
-            assert error.why or error.mend      # noqa: PT017 - either end is a right one
+            assert error.why or error.mend
     assert harmless <= 20                       # padding between sections
 
 
