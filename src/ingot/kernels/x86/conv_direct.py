@@ -318,15 +318,10 @@ class _Emitter:
             x = code.add(code.mul(block, steps[0]), code.mul(kd, steps[1]))
             x = code.add(x, code.mul(code.mul(kh, f.dilations[1]), steps[2]))
             tap = code.mul(code.add(code.mul(code.add(code.mul(block, kd_n), kd), kh_n), kh), kw_n)
-            if grid.block == 1 and kw_n <= 8:
-                at, w = code.offset(source, x), code.offset(stream, code.mul(tap, width))
-                for column in range(kw_n):
-                    step(at, w, column * f.dilations[2], column)
-                return
             with _each(code, kw_n) as kw:
                 at = code.offset(source, code.add(x, code.mul(kw, f.dilations[2] * grid.block)))
                 w = code.offset(stream, code.mul(code.add(tap, kw), grid.block * width))
-                if grid.block == 1:
+                if grid.block == 1:     # one tap a turn: taps beside each other would share inputs, and spill them
                     step(at, w, 0, 0)
                     return
                 unroll = gcd(gcd(4, grid.block), lanes_last)
