@@ -1,6 +1,7 @@
 """The tactics of every op that is neither a contraction nor attention."""
 from ingot.kernels.tactic import Tactic
 from ingot.kernels.x86.along import ArgBest, Running, TopK
+from ingot.kernels.x86.fill import Fill, Triangle
 from ingot.kernels.x86.gather import Gather, GatherElements, GatherND, OneHot, Scatter
 from ingot.kernels.x86.movement import ConstantPad, Copies
 from ingot.kernels.x86.normalisation import GroupStatistics, RowNormalization
@@ -32,4 +33,6 @@ GENERAL: tuple[Tactic, ...] = (
     ArgBest(),
     Running(),
     TopK(),
+    Fill(),
+    Triangle(),
 )
