@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ingot.errors import CandidateError
-from ingot.graph import BOOL, Dim, DType, Expr, Symbol
+from ingot.graph import BF16, BOOL, Dim, DType, Expr, Symbol
 from ingot.graph.dim import Floor
 from ingot.kernels.codegen.isa import Isa
 
@@ -496,8 +496,11 @@ class Code:
 
 
 def element_of(dtype: DType) -> str:
-    """The LLVM type of one element in registers (bool: i8, 0 or 1, as in memory)."""
-    return "i8" if dtype == BOOL else llvm_type(dtype)
+    """The LLVM type of one element in registers. bool: i8, 0 or 1, as in memory.
+
+    bf16 is i16, its bits: LLVM turns its own bfloat into calls of a library that need not be there.
+    """
+    return "i8" if dtype == BOOL else "i16" if dtype == BF16 else llvm_type(dtype)
 
 
 def _text(value: Int) -> str:

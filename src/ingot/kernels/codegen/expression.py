@@ -337,10 +337,10 @@ def _unary(function: Callable[[Code, Value], Value]) -> Rule:
 # --- conversions ------------------------------------------------------------------------------------------------------
 
 def widened(code: Code, x: Value) -> Value:
-    """f16 or bf16 as f32."""
+    """f16 (half) or bf16 (i16, its bits) as f32."""
     if x.element == "half":
         return code.convert("fpext", x, "float")
-    wide = code.convert("zext", code.convert("bitcast", x, "i16"), "i32")
+    wide = code.convert("zext", code.convert("bitcast", x, "i16") if x.element == "bfloat" else x, "i32")
     return code.convert("bitcast", code.binary("shl", wide, code.constant(16, "i32", x.lanes)), "float")
 
 
@@ -353,8 +353,7 @@ def narrowed(code: Code, x: Value, dtype: DType) -> Value:
     near = code.binary("add", i, code.binary("add", odd, math.like(code, i, 0x7FFF)))
     quiet = code.binary("or", i, math.like(code, i, 0x400000))
     picked = code.select(code.fcompare("uno", x, x), quiet, near)
-    high = code.convert("trunc", code.binary("lshr", picked, math.like(code, i, 16)), "i16")
-    return code.convert("bitcast", high, "bfloat")
+    return code.convert("trunc", code.binary("lshr", picked, math.like(code, i, 16)), "i16")
 
 
 def _cast(code: Code, x: Value, source: DType, to: DType) -> Value:
@@ -472,7 +471,7 @@ def _present(args: Sequence[Value | None]) -> Value:
     return found
 
 
-_GUESSES = {"double": F64, "float": F32, "half": F16, "bfloat": BF16}
+_GUESSES = {"double": F64, "float": F32, "half": F16}
 
 
 def _guessed(value: Value) -> DType | None:

@@ -276,7 +276,10 @@ _TAIL = (-2.994902459363402e-08, 8.578019219385169e-07, -1.0667974493117072e-05,
 
 
 def gelu(code: Code, x: Value) -> Value:
-    """x * Phi(x), with Phi(-a) = 2^(g(a) - a^2 log2(e)/2) and Phi(a) = 1 - Phi(-a); to about 4 ulp for |x| <= 5."""
+    """x * Phi(x), with Phi(-a) = 2^(g(a) - a^2 log2(e)/2) and Phi(a) = 1 - Phi(-a).
+
+    The error is below 4e-7, below 7 ulp for x > -2 and below 25 ulp down to -5; the tail past that is below 1e-6.
+    """
     if x.element != "float":
         half = code.fmul(x, like(code, x, 0.5))
         return code.fma(half, erf(code, code.fmul(x, like(code, x, math.sqrt(0.5)))), half)

@@ -82,7 +82,7 @@ def _axis_taps(old: int, new: int, scale: float, attrs: Mapping[str, object]) ->
         return Taps(np.clip(left + right, 0, old - 1).astype(np.int64)[:, None])
     reach = 1 if mode == "linear" else 2
     start = int(np.floor(-reach / shrink) + 1)
-    steps = np.arange(start, 2 - start if mode == "cubic" else start + 2 - 2 * start)
+    steps = np.arange(start, 2 - start)
     distance = np.abs((steps[None, :] - ratio[:, None]) * shrink)
     if mode == "linear":
         weights = np.clip(1 - distance, 0, 1)
@@ -154,8 +154,8 @@ class Resampling(Tactic):
             return "the layout must stay, and its channels"
         if any(t.weights is not None for t in found.values()) and x.dtype not in (F32, F64):
             return f"weights on {x.dtype}"
-        if numbers.prod(t.count for t in found.values()) > 64:
-            return "more than 64 taps"
+        if numbers.prod(t.count for t in found.values()) > 128:
+            return "more than 128 taps"
         return declines_movement(site)
 
     def emit(self, site: Site, params: Params, target: Target) -> Kernel:
