@@ -288,6 +288,21 @@ def test_a_tensor_that_lies_about_its_size_is_refused(dims: list[int]):
         load(model)
 
 
+def test_ranges_that_a_slice_or_split_cannot_serve_are_refused():
+    model = _model([helper.make_node("Slice", ["x", "start", "end"], ["y"])], {"x": ["N", 3]}, ["y"],
+                   {"start": np.array([2]), "end": np.array([5])})
+    with pytest.raises(UnsupportedError, match="N is 1.*narrower range"):
+        load(model)
+    assert str(load(model, {"x": "5..9x3"}).types["y"]) == "f32[3,3]"
+    nodes = [helper.make_node("Shape", ["x"], ["n"], end=1), helper.make_node("Sub", ["n", "two"], ["rest"]),
+             helper.make_node("Concat", ["two", "rest"], ["sizes"], axis=0),
+             helper.make_node("Split", ["x", "sizes"], ["a", "b"])]
+    model = _model(nodes, {"x": ["N", 3]}, ["a", "b"], {"two": np.array([2])})
+    with pytest.raises(UnsupportedError, match="the size -1 when N is 1"):
+        load(model)
+    assert str(load(model, {"x": "3..9x3"}).types["b"]) == "f32[N-2,3]"
+
+
 def test_a_value_of_absurd_size_is_refused():
     model = _model([helper.make_node("Expand", ["x", "s"], ["y"])], {"x": [1]}, ["y"], {"s": np.array([1 << 60])})
     with pytest.raises(ModelError, match="would take"):

@@ -365,6 +365,12 @@ class _Reader:
                                        mend="give a narrower range with --shapes")
 
     def _measure(self, name: str, t: TensorType) -> None:
+        for which in ("min", "max"):
+            sizes = {k: getattr(s, which) for k, s in self.build.symbols.items()}
+            if bad := [d for d in t.shape if evaluate(d, sizes) < 0]:
+                raise UnsupportedError(f"'{name}' ({t}) would have the size {evaluate(bad[0], sizes)} when "
+                                       f"{', '.join(f'{k} is {v}' for k, v in sizes.items())}",
+                                       mend="give a narrower range with --shapes")
         largest = evaluate(t.nbytes, {k: s.max for k, s in self.build.symbols.items()})
         if largest > LARGEST:
             raise ModelError(f"'{name}' ({t}) would take {largest} bytes",
