@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 Timer = Callable[[int], float]      # runs so many times in a row and gives the seconds it took
 
 BLOCK = 200e-6      # seconds a block should take at least
+LONG = 10           # blocks: a run that takes as long needs no repeating
 NOISE = 0.01        # candidates nearer than this are taken to be equally fast
 
 
@@ -26,7 +27,12 @@ class Sample:
 
     def calibrate(self, block: float, leader: float) -> None:
         """Warm up, find how many runs make a block, and measure one; of a candidate far behind the leader, a run."""
-        self.timer(1)
+        first = self.timer(1)
+        if first > LONG * block:                # a block by itself, and hardly changed by a cold start
+            self.blocks.append(first)
+            if first < 2 * leader:
+                self.measure()
+            return
         once = self.timer(1)
         if once > 4 * leader:
             self.blocks.append(once)
@@ -72,16 +78,16 @@ def race(timers: Sequence[Timer], deadline: float = math.inf, *, block: float = 
     leader = min(s.seconds for s in samples)
     for sample in samples:
         if sample.seconds > 1.5 * leader:       # slow, or disturbed? Look again before it leaves
-            if sample.seconds < 20 * leader:
+            if sample.seconds < LONG * block and sample.seconds < 20 * leader:
                 sample.calibrate(block, math.inf)
-            else:
+            elif sample.seconds < 3 * leader:
                 sample.measure()
     alive = _kept(range(len(samples)), samples, 1.5)
     for number in range(rounds):
         if len(alive) == 1 or clock() > deadline:
             break
         # long runs are blocks by themselves, and quieter: fewer of them
-        few = 2 if min(samples[i].seconds for i in alive) > 10 * block else 3
+        few = 2 if min(samples[i].seconds for i in alive) > LONG * block else 3
         for _ in range(few * (number + 1)):
             for i in alive:
                 samples[i].measure()
