@@ -149,7 +149,7 @@ def _exchanged(code: Code, values: Sequence[Value]) -> list[Value]:
     if len(values) == 1:
         return list(values)
     if len(values) == 2:
-        return [pick(*values, (p,)) for p in (0, 1)]
+        return [pick(values[0], values[1], (p,)) for p in (0, 1)]
     a, b, c, d = values
     even, odd = (pick(a, b, (0, 2)), pick(c, d, (0, 2))), (pick(a, b, (1, 3)), pick(c, d, (1, 3)))
     return [pick(*pair, pieces) for pieces in ((0, 2), (1, 3)) for pair in (even, odd)]
