@@ -14,6 +14,7 @@ from handmade import KERNELS, SIN_SITE, engine, expected
 from ingot.errors import EngineError, InputError
 from ingot.runtime import loader
 from ingot.runtime.compiler import CodeCache
+from ingot.runtime.host import host_target
 from ingot.runtime.session import Session
 from ingot.target import Target
 
@@ -146,6 +147,16 @@ def test_an_engine_of_another_device_is_refused_by_the_session() -> None:
     with pytest.raises(EngineError, match="not built for this device") as error:
         Session(engine(target=Target("x86", "avx2", frozenset(), "other", "Another CPU", 64)))
     assert "Another CPU" in str(error.value)
+
+
+def test_an_engine_for_another_number_of_threads_runs(cache: CodeCache) -> None:
+    one = host_target(1)
+    given = feeds(8)
+    for made, asked, used in ((engine(target=one), None, 1), (engine(target=one), 2, 2),
+                              (engine(target=host_target(64)), None, host_target().threads)):
+        session = Session(made, asked, cache=cache, kernels=KERNELS)
+        assert session.threads == used
+        assert right(session.run(given), given)
 
 
 def test_threads_share_a_session_and_sessions_share_code(cache: CodeCache) -> None:

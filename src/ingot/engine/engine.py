@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Generic, TypeVar
 
@@ -70,17 +70,20 @@ class Engine:
     def variant_for(self, target: Target) -> Variant | None:
         """The variant made for this very kind of device by this very kernel generator, or None.
 
-        Another generator may want constants packed otherwise. Raises EngineError where the variant is damaged.
+        One for another number of threads will do where there is none for this one. Another generator's will not: it
+        may want constants packed otherwise. Raises EngineError where the variant is damaged.
         """
-        for variant in self.variants:
-            if (variant.target is not None and variant.target.fingerprint == target.fingerprint
-                    and variant.generator == generator_version()):
-                return variant.opened if isinstance(variant, Sealed) else variant
+        for wanted in (target.fingerprint, None):
+            for variant in self.variants:
+                if variant.target is None or variant.generator != generator_version():
+                    continue
+                if variant.target.fingerprint == wanted or (wanted is None and _same_device(variant.target, target)):
+                    return variant.opened if isinstance(variant, Sealed) else variant
         return None
 
     def declines(self, target: Target) -> str | None:
         """Why the engine has nothing tuned for this device, or None if it has."""
-        here = [v for v in self.variants if v.target is not None and v.target.fingerprint == target.fingerprint]
+        here = [v for v in self.variants if v.target is not None and _same_device(v.target, target)]
         if any(v.generator == generator_version() for v in here):
             return None
         if here:
@@ -88,3 +91,8 @@ class Engine:
             return f"it was built by kernel generator {made}; the installed one is {generator_version()}"
         held = ", ".join(t.fingerprint for t in self.targets) or "no device"
         return f"it was built for {held}; this device is {target.fingerprint}"
+
+
+def _same_device(a: Target, b: Target) -> bool:
+    """Whether two targets differ in the number of threads at most."""
+    return replace(a, threads=1).fingerprint == replace(b, threads=1).fingerprint

@@ -38,20 +38,21 @@ class Session:
     """Runs an engine. Safe to call from several threads, which take turns; make more sessions to run side by side.
 
     Sessions of one engine share its weights and code. `threads` is how many threads a run uses: by default what
-    INGOT_THREADS says, else what this machine grants. Raises EngineError where the engine has no variant for it.
+    INGOT_THREADS says, else as many as the engine was built for and this machine grants. Raises EngineError where
+    the engine has no variant for this device.
     """
 
     def __init__(self, engine: Engine, threads: int | None = None, *, variant: Variant | None = None,
                  cache: CodeCache | None = None, kernels: Mapping[str, Kernel] | None = None) -> None:
         asked = threads or read().threads or None
         here = host_target(asked)
-        chosen = variant or engine.variant_for(here) or engine.variant_for(host_target())
+        chosen = variant or engine.variant_for(here)
         if chosen is None:
             raise EngineError(f"the engine '{engine.name}' was not built for this device", where=str(here),
                               why=(engine.declines(here) or "",),
                               mend="load it with ingot.load, which makes a default variant, or build it here")
         self.engine, self.variant = engine, chosen
-        self.threads = asked or chosen.target.threads
+        self.threads = asked or min(here.threads, chosen.target.threads)
         self._program = program = chosen.program
         store = cache if cache is not None else code_cache()
         codes = load_codes(chosen, store, kernels)
