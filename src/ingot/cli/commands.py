@@ -98,6 +98,7 @@ def build(
         "--against", help="who knows the right answers: reference or onnxruntime")] = "reference",
     budget: Annotated[float | None, typer.Option("--budget", min=0, metavar="SECONDS", help=HELP["budget"])] = None,
     tune: Annotated[bool, typer.Option("--tune/--no-tune", help=HELP["tune"])] = True,
+    exact: Annotated[bool, typer.Option("--exact", help=HELP["exact"])] = False,
     strict: Annotated[bool, typer.Option("--strict", help=HELP["strict"])] = False,
     check: Annotated[bool, typer.Option("--verify/--no-verify", help=HELP["verify"])] = True,
     allow_unverified: Annotated[bool, typer.Option("--allow-unverified", help=HELP["allow_unverified"])] = False,
@@ -114,7 +115,7 @@ def build(
 
     Example: ingot build model.onnx -o model.ingot --shapes input:1..8..32x3x224x224
     """
-    options = BuildOptions(threads=threads, tune=tune, budget=budget, strict=strict, verify=check,
+    options = BuildOptions(threads=threads, tune=tune, budget=budget, exact=exact, strict=strict, verify=check,
                            allow_unverified=allow_unverified, check_passes=check_passes, isa=isa, seed=seed, dump=dump)
     output = output or model.with_suffix(ENGINE_SUFFIX)
     given = [feeds_from(path) for path in inputs or []]

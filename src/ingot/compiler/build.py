@@ -159,9 +159,11 @@ def _refuse_reference(program: Program, options: BuildOptions) -> None:
 def _tune(program: Program, target: Target, options: BuildOptions,
           progress: Callable[[Progress], None] | None) -> Tuning:
     folder = env.cache_folder()
-    cache = TuningCache(folder / "tuning", target, generator_version())
+    # races without the tactics that are not exact have winners of their own
+    cache = TuningCache(folder / "tuning", target, generator_version() + ("-exact" if options.exact else ""))
     device = CpuDevice(target, code_cache()) if options.tune else None
-    return tune(program, target, device, cache, budget=options.budget, progress=progress, turn=folder)
+    return tune(program, target, device, cache, budget=options.budget, progress=progress, turn=folder,
+                exact=options.exact)
 
 
 def race_text(program: Program, tuned: Tuning) -> str:

@@ -127,9 +127,14 @@ class Kernel:
 
 
 class Tactic(ABC):
-    """One way to compute a kind of site. Stateless: a class is registered by being listed in its target."""
+    """One way to compute a kind of site. Stateless: a class is registered by being listed in its target.
+
+    An `exact` tactic sums the very products that the op is defined by, in some order; one that is not computes the
+    same from others (Winograd), with larger rounding errors, and a build may be told to leave it out.
+    """
 
     name: str
+    exact: bool = True
 
     @abstractmethod
     def declines(self, site: Site, target: Target) -> str | None:
@@ -152,12 +157,16 @@ class Tactic(ABC):
 TACTICS: dict[str, tuple[Tactic, ...]] = {}     # target kind -> tactics, filled by each target's package
 
 
-def able(site: Site, target: Target) -> tuple[list[Tactic], list[str]]:
-    """The tactics that can serve a site, and for each of the others the reason it cannot."""
+def able(site: Site, target: Target, *, exact: bool = False) -> tuple[list[Tactic], list[str]]:
+    """The tactics that can serve a site, and for each of the others the reason it cannot.
+
+    With `exact`, tactics that are not exact are among the others.
+    """
     willing: list[Tactic] = []
     reasons: list[str] = []
     for tactic in TACTICS.get(target.kind, ()):
-        if why := tactic.declines(site, target):
+        why = "it is not exact" if exact and not tactic.exact else tactic.declines(site, target)
+        if why:
             reasons.append(f"{tactic.name}: {why}")
         else:
             willing.append(tactic)

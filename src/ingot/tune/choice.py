@@ -64,21 +64,21 @@ def tactic_named(name: str, target: Target) -> Tactic:
     raise UnsupportedError(f"no tactic is called {name}", where=str(target), mend="build the engine anew")
 
 
-def usable(choice: Choice, site: Site, target: Target) -> bool:
+def usable(choice: Choice, site: Site, target: Target, *, exact: bool = False) -> bool:
     """Whether a choice from outside (a cache, a file) is one that a race here could have made."""
-    for tactic in able(site, target)[0]:
+    for tactic in able(site, target, exact=exact)[0]:
         if tactic.name == choice.tactic:
             points = zip(tactic.space(site, target), range(POINTS), strict=False)
             return any(dict(p) == dict(choice.params) for p, _ in points)
     return False
 
 
-def default_choice(site: Site, target: Target) -> tuple[Choice, Kernel]:
+def default_choice(site: Site, target: Target, *, exact: bool = False) -> tuple[Choice, Kernel]:
     """What an untuned build takes: the first point that can be built of the first able tactic, and its kernel.
 
     Raises UnsupportedError where no tactic can serve the site.
     """
-    willing, reasons = able(site, target)
+    willing, reasons = able(site, target, exact=exact)
     trials: list[Trial] = []
     for tactic in willing:
         for params in tactic.space(site, target):

@@ -88,12 +88,13 @@ class _Entrant:
 class SiteRace:
     """One site's candidates, checked against the reference before their time counts."""
 
-    def __init__(self, site: Site, target: Target, device: Device, constants: Mapping[int, np.ndarray]) -> None:
+    def __init__(self, site: Site, target: Target, device: Device, constants: Mapping[int, np.ndarray],
+                 *, exact: bool = False) -> None:
         self.site, self._target, self._constants = site, target, constants
         self._device, self._stand = device, device.stand(site)
         self._inputs: dict[_Sizes, list[np.ndarray]] = {}
         self._wanted: dict[_Sizes, list[np.ndarray]] = {}
-        willing, self._reasons = able(site, target)
+        willing, self._reasons = able(site, target, exact=exact)
         self.entrants = [_Entrant(t, dict(p)) for t in willing
                          for p, _ in zip(t.space(site, target), range(POINTS), strict=False)]
 
@@ -216,13 +217,14 @@ def _sites(program: Program) -> dict[str, tuple[Site, int, dict[int, np.ndarray]
 
 def tune(program: Program, target: Target, device: Device | None = None, cache: TuningCache | None = None, *,
          budget: float | None = None, progress: Callable[[Progress], None] | None = None, turn: Path | None = None,
-         clock: Callable[[], float] = time.monotonic) -> Tuning:
+         clock: Callable[[], float] = time.monotonic, exact: bool = False) -> Tuning:
     """Choose a kernel for every native site of a program.
 
     Without a device, or with a `budget` of 0 seconds, each site takes its default. Otherwise every site first gets
     the first candidate that is right; then the sites race in the order of their share of the run time, until the
     budget is spent or Ctrl-C is pressed: what was found by then is kept. `turn` is the folder of the machine's
-    timing lock. Raises UnsupportedError where a site has no right kernel.
+    timing lock. With `exact`, only exact tactics take part; the cache must then be one of exact races, too.
+    Raises UnsupportedError where a site has no right kernel.
     """
     begin = clock()
     deadline = math.inf if budget is None else begin + budget
@@ -230,7 +232,7 @@ def tune(program: Program, target: Target, device: Device | None = None, cache: 
     choices: dict[str, Choice] = {}
     kernels: dict[str, Kernel] = {}
     for key, (site, _, _) in sites.items():
-        if cache and (known := cache.get(key)) and usable(known, site, target):
+        if cache and (known := cache.get(key)) and usable(known, site, target, exact=exact):
             choices[key] = known
             kernels[key] = tactic_named(known.tactic, target).emit(site, known.params, target)
     cached = len(choices)
@@ -248,7 +250,7 @@ def tune(program: Program, target: Target, device: Device | None = None, cache: 
             races: dict[str, tuple[SiteRace, _Entrant]] = {}
             for key, (site, _, constants) in open_.items():
                 tell(site.op)
-                races[key] = _start(SiteRace(site, target, device, constants), deadline, clock, turn)
+                races[key] = _start(SiteRace(site, target, device, constants, exact=exact), deadline, clock, turn)
                 choices[key], kernels[key] = races[key][0].choice(races[key][1], tuned=False), _kernel(races[key][1])
             order = sorted(races, key=lambda k: -(choices[k].seconds or 0.0) * sites[k][1])
             for key in order:
@@ -266,7 +268,7 @@ def tune(program: Program, target: Target, device: Device | None = None, cache: 
         interrupted = True
     for key, (site, _, _) in sites.items():
         if key not in choices:
-            choices[key], kernels[key] = default_choice(site, target)
+            choices[key], kernels[key] = default_choice(site, target, exact=exact)
     tell("")
     return Tuning({k: choices[k] for k in sites}, {k: kernels[k] for k in sites}, raced, cached,
                   sum(not c.tuned for c in choices.values()), interrupted, clock() - begin,
