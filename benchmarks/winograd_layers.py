@@ -73,7 +73,8 @@ def main() -> None:
         total["direct"] += count * direct[0]
         total["winograd"] += count * min(direct[0], fast)
     print(f"{args.model} batch {args.batch}, {args.threads} threads, 3x3 layers: "
-          f"{total['direct'] * 1e3:.2f} ms direct, {total['winograd'] * 1e3:.2f} ms with Winograd in the race: {total['direct'] / total['winograd']:.2f}x")
+          f"{total['direct'] * 1e3:.2f} ms direct, {total['winograd'] * 1e3:.2f} ms with Winograd in the race: "
+          f"{total['direct'] / total['winograd']:.2f}x")
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def _blocks(f: Form, isa: Isa, threads: int, tiles: int, split: int, size: int, 
         tasks = blocks * (1 if split == 0 else parts)
         last = -(-(tiles - (blocks - 1) * block) // rows) * rows        # rows computed of the last block
         share = -(-tasks // threads) * block if split == 0 or blocks > 1 else -(-tasks // threads) * last
-        share = max(share, (tiles if split == 0 else tiles * parts) / threads)
+        share = max(share, (tiles if split == 0 else tiles * parts) // threads)
         work = share * square * f.channels * vectors * (parts if split == 0 else 1)
         cycles: float = work * step
         cycles += tiles / threads * square * 4.5 * (f.channels / isa.lanes + count)     # the transforms
