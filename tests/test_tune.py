@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from handmade import ADD_SITE, KERNELS, NEG_SITE, ROW_SITE, loop, program
 from ingot.errors import CandidateError, UnsupportedError
 from ingot.graph import F32, I64, TensorType
 from ingot.kernels import TACTICS, Kernel, Operand, Params, Site, Step, Tactic
-from ingot.runtime.bench import CpuDevice
+from ingot.runtime.bench import CpuDevice, undisturbed
 from ingot.runtime.host import host_target
 from ingot.target import Target
 from ingot.tune import Choice, Progress, Trial, TuningCache, tune
@@ -277,6 +278,15 @@ def test_a_race_stops_at_its_deadline() -> None:
     assert winner == 0
     assert times[0] is not None
     assert times[-1] is None
+
+
+def test_a_disturbed_block_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed = iter([0, 3, 3, 3])         # involuntary switches before and after each of two measurements
+    times = iter([9e-3, 2e-3, 1e-3])
+    monkeypatch.setattr("resource.getrusage", lambda who: SimpleNamespace(ru_nivcsw=next(pushed)))
+    assert undisturbed(lambda count: next(times), 1) == 2e-3
+    pushed, times = itertools.count(), iter([1e-2, 2e-2, 1.0])      # always disturbed: patience ends
+    assert undisturbed(lambda count: next(times), 1) == 1e-2
 
 
 # --- inputs and tolerance -------------------------------------------------------------------------------------------
