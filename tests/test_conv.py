@@ -58,12 +58,14 @@ def transposed(x: np.ndarray, w: np.ndarray, window, groups: int, out: tuple[int
 
 
 def make_site(x, w, *, bias=True, op="Conv", layout_in="", layout_out="", dtype=F32, epilogue=(), extras=(), batch=None,
-              constant=True, **attrs) -> Site:
+              constant=True, free=False, **attrs) -> Site:
     """A site of one convolution: x and w are shapes, `epilogue` (op, inputs, attrs) after it, `extras` operands."""
     attrs = {k: v for k, v in attrs.items() if v is not None}
     if layout_out:
         attrs["layout"] = layout_out
     shape = (symbol("N"), *x[1:]) if batch else tuple(x)
+    if free:
+        shape = (*shape[:2], *(symbol(f"S{i}") for i in range(len(x) - 2)))
     types = [TensorType(dtype, shape, layout_in), TensorType(dtype, tuple(w))]
     groups = attrs.get("group", 1)
     channels = w[1] * groups if op == "ConvTranspose" else w[0]
@@ -75,6 +77,7 @@ def make_site(x, w, *, bias=True, op="Conv", layout_in="", layout_out="", dtype=
     steps = [Step(op, (0, 1, 2) if bias else (0, 1), tuple(sorted(attrs.items())), (out,))]
     steps += [Step(name, args, tuple(sorted(more.items())), (out,)) for name, args, more in epilogue]
     symbols = (Symbol("N", 1, batch, 4 * batch),) if batch else ()
+    symbols += tuple(Symbol(f"S{i}", 1, n, 4 * n) for i, n in enumerate(x[2:])) if free else ()
     return Site(tuple(steps), inputs + tuple(extras), (Operand(out),), symbols)
 
 
@@ -98,11 +101,11 @@ def expected(site: Site, arrays: list[np.ndarray], bindings) -> np.ndarray:
 
 
 def check(tactic: Tactic, site: Site, isa: str, batch: int = 1, threads: int = 1, points: int = 3,
-          least: float = 1.0) -> None:
+          least: float = 1.0, sizes: dict[str, int] | None = None) -> None:
     """Errors count beside the largest number of the result, or `least` (of what is clipped away)."""
     target = host_target(threads, isa)
     assert tactic.declines(site, target) is None
-    bindings = {"N": batch} if site.symbols else {}
+    bindings = {s.name: s.opt for s in site.symbols} | {"N": batch} | dict(sizes or {})
     rng = np.random.default_rng(1)
     arrays = [rng.standard_normal([evaluate(d, bindings) for d in o.type.shape]).astype(o.type.dtype.numpy)
               for o in site.inputs]
@@ -251,6 +254,22 @@ def test_every_epilogue_at_any_batch(isa, a, b, form, epilogue) -> None:
     for threads, tactic in enumerate([t for t in TACTICS if t.declines(site, host_target(1, isa)) is None], 1):
         for batch in (1, 3):
             check(tactic, site, isa, batch, threads, points=2)
+
+
+FREE = {"same": FORMS["same"], "stem": FORMS["stem"], "1x1": FORMS["1x1"], "1x1 stride": FORMS["1x1 stride"],
+        "dilated": FORMS["dilated"], "1d": FORMS["1d"], "3d": FORMS["3d"], "depthwise": DEPTHWISE["3x3 stride"],
+        "depthwise 5x5": DEPTHWISE["5x5"], "wide": DEPTHWISE["wide"]}
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(("isa", "a", "b", "form"), cases(FREE))
+def test_symbolic_spatial_sizes(isa, a, b, form) -> None:
+    for epilogue in (None, "residual"):
+        site = (make_site(**form, layout_in=a, layout_out=b, free=True) if epilogue is None
+                else with_epilogue({**form, "bias": True, "free": True}, epilogue, a, b))
+        for tactic in (t for t in TACTICS if t.declines(site, host_target(1, isa)) is None):
+            check(tactic, site, isa, threads=2, points=2)
+            check(tactic, site, isa, threads=3, points=1, sizes={s.name: s.opt + 7 for s in site.symbols})
 
 
 @pytest.mark.parametrize("form", [FORMS["same"], FORMS["stem"], FORMS["1x1"], DEPTHWISE["3x3"], GROUPED["resnext"]])

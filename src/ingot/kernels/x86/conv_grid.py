@@ -16,6 +16,7 @@ from ingot.kernels.x86.conv_form import Form, Placed, declines_epilogue, form
 from ingot.target import Target
 
 _FLAT_LEAST = 6         # narrowest row of a flattened grid of pixels
+_POINTS = 8             # points to try at most
 _KEEP = 256 << 10       # bytes of input a strip may take: it stays in the second-level cache beside the weights
 
 
@@ -209,11 +210,12 @@ def points(site: Site, grid: Grid, target: Target) -> Iterator[Params]:
         cost = waste * (1 + 0.5 * ragged) * busy * (1 + 0.5 / vectors + 2 / pixels)
         ranked.append((cost, {"rows": rows, "columns": columns, "vectors": vectors}))
     ranked.sort(key=lambda r: r[0])
-    seen: list[Params] = []
+    plans: list[tuple[int, Params]] = []
     for place, (_, point) in enumerate(ranked[:4]):
-        parts = -(-count // point["vectors"])
-        for strip in _strips(grid, point["rows"], parts, target.threads, batch)[:3 if place < 2 else 1]:
-            seen.append({**point, "strip": strip, "order": 0})
-            if not grid.padded or (isinstance(height, int) and strip >= height):
-                seen.append({**point, "strip": strip, "order": 1})
-    yield from (p for i, p in enumerate(seen) if p not in seen[:i])
+        strips = _strips(grid, point["rows"], -(-count // point["vectors"]), target.threads, batch)
+        for rank, strip in enumerate(strips[:2 if place < 2 else 1]):
+            plans.append((2 * place + 3 * rank, {**point, "strip": strip, "order": 0}))
+            # channel groups outermost: each would copy a padded strip again, but for a single one
+            if place < 2 and (not grid.padded or (isinstance(height, int) and strip >= height)):
+                plans.append((2 * place + 3 * rank + 3, {**point, "strip": strip, "order": 1}))
+    yield from (p for _, p in sorted(plans, key=lambda c: c[0])[:_POINTS])
