@@ -13,6 +13,7 @@ from ingot.kernels.x86.conv_depthwise import DepthwiseConvolution
 from ingot.kernels.x86.conv_direct import DirectConvolution, ProductConvolution, StemConvolution
 from ingot.kernels.x86.conv_im2col import Im2colConvolution
 from ingot.kernels.x86.conv_plain import PlainConvolution
+from ingot.kernels.x86.conv_transposed import TransposedConvolution
 from ingot.ops import OPS
 from ingot.ops.convolution import convolution_window, transposed_window
 from ingot.runtime.compiler import assembly
@@ -20,7 +21,7 @@ from ingot.runtime.harness import run_logical
 from ingot.runtime.host import host_target
 
 TACTICS: tuple[Tactic, ...] = (DirectConvolution(), ProductConvolution(), StemConvolution(), DepthwiseConvolution(),
-                              Im2colConvolution(), PlainConvolution())
+                              TransposedConvolution(), Im2colConvolution(), PlainConvolution())
 
 
 def convolved(x: np.ndarray, w: np.ndarray, window, groups: int) -> np.ndarray:
@@ -168,6 +169,10 @@ TRANSPOSED = {
     "dilated": _form(x=(1, 4, 6, 6), w=(4, 3, 3, 3), dilations=(2, 2), strides=(1, 3)),
     "uneven": _form(x=(1, 3, 5, 5), w=(3, 4, 3, 3), pads=(0, 1, 1, 0), bias=False),
     "depthwise": _form(x=(1, 8, 6, 6), w=(8, 1, 3, 3), group=8, strides=(2, 2)),
+    "big": _form(x=(2, 32, 9, 7), w=(32, 48, 4, 4), strides=(2, 2), pads=(1, 1, 1, 1)),
+    "gaps": _form(x=(1, 16, 5, 4), w=(16, 16, 2, 1), strides=(3, 4)),
+    "big groups": _form(x=(1, 32, 5, 5), w=(32, 16, 3, 3), group=2, strides=(2, 3), dilations=(3, 2),
+                        pads=(2, 1, 0, 3)),
     "shaped": _form(x=(1, 3, 5, 5), w=(3, 4, 3, 3), strides=(3, 2), output_shape=(15, 10)),
 }
 ISAS = ("avx512", "avx2")

@@ -5,14 +5,15 @@ from ingot.kernels.x86.conv_depthwise import DepthwiseConvolution
 from ingot.kernels.x86.conv_direct import DirectConvolution, ProductConvolution, StemConvolution
 from ingot.kernels.x86.conv_im2col import Im2colConvolution
 from ingot.kernels.x86.conv_plain import PlainConvolution
+from ingot.kernels.x86.conv_transposed import TransposedConvolution
 from ingot.kernels.x86.conv_winograd import WinogradConvolution
 from ingot.kernels.x86.general import GENERAL
 from ingot.kernels.x86.matmul import TiledMatMul
 from ingot.kernels.x86.matmul_plain import PlainMatMul
 
 TACTICS["x86"] = TACTICS["neon"] = (
-    ProductConvolution(), DirectConvolution(), StemConvolution(), DepthwiseConvolution(), Im2colConvolution(),
-    WinogradConvolution(), PlainConvolution(),
+    ProductConvolution(), DirectConvolution(), StemConvolution(), DepthwiseConvolution(), TransposedConvolution(),
+    Im2colConvolution(), WinogradConvolution(), PlainConvolution(),
 
     TiledMatMul(), PlainMatMul(),
     BlockedAttention(),

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import gcd
 
 import numpy as np
 
 from ingot.graph import Dim
 from ingot.kernels import Kernel, Params, Site, Tactic
-from ingot.kernels.codegen import Code, Int, Isa, Value, isa_of
+from ingot.kernels.codegen import Code, Int, Value, isa_of
 from ingot.kernels.codegen.tile import Tile
-from ingot.kernels.x86.conv_form import Epilogue, pack_channels
+from ingot.kernels.x86.conv_form import Epilogue, Ints3, pack_channels
 from ingot.kernels.x86.conv_grid import Grid, declines, grid_of, in_rows, is_product, pack_weight, points, vectors_of
 from ingot.target import Target
 
@@ -33,6 +34,8 @@ class DirectConvolution(Tactic):
         found = declines(site, target)
         if isinstance(found, str):
             return found
+        if found.transposed:
+            return "a transposed convolution"
         if not found.x.block:
             return "the input is plain"
         if is_product(found):
@@ -51,7 +54,10 @@ class DirectConvolution(Tactic):
         return packed
 
     def emit(self, site: Site, params: Params, target: Target) -> Kernel:
-        return _Emitter(site, grid_of(site), params, isa_of(target)).kernel(self.name)
+        code = Code(isa_of(target), site.symbols)
+        emitter = Emitter(code, site, grid_of(site), params)
+        emitter.emit("conv_direct")
+        return Kernel(self.name, code.module(), ("conv_direct",), 0, emitter.scratch)
 
 
 class ProductConvolution(DirectConvolution):
@@ -63,6 +69,8 @@ class ProductConvolution(DirectConvolution):
         found = declines(site, target)
         if isinstance(found, str):
             return found
+        if found.transposed:
+            return "a transposed convolution"
         if not found.x.block:
             return "the input is plain"
         return None if is_product(found) else "no 1x1 kernel"
@@ -77,19 +85,31 @@ class StemConvolution(DirectConvolution):
         found = declines(site, target)
         if isinstance(found, str):
             return found
+        if found.transposed:
+            return "a transposed convolution"
         return "the input is blocked" if found.x.block else None
 
 
 # --- the kernel -----------------------------------------------------------------------------------------------------
 
 
-class _Emitter:
+@dataclass(frozen=True)
+class Phase:
+    """Which pixels of the output a grid's pixels are: every so many, from here on (a transposed convolution has one
+    grid for each). `weights` is where its packed weights start, in elements."""
+
+    strides: Ints3 = (1, 1, 1)
+    offsets: Ints3 = (0, 0, 0)
+    weights: int = 0
+
+
+class Emitter:
     """One kernel function under construction."""
 
-    def __init__(self, site: Site, grid: Grid, params: Params, isa: Isa) -> None:
-        self.site, self.grid, self.f, self.params, self.isa = site, grid, grid.f, params, isa
-        self.code = Code(isa, site.symbols)
-        self.lanes = isa.lanes
+    def __init__(self, code: Code, site: Site, grid: Grid, params: Params, phase: Phase = Phase()) -> None:
+        self.site, self.grid, self.f, self.params, self.phase = site, grid, grid.f, params, phase
+        self.code = code
+        self.lanes = code.isa.lanes
         self.count = vectors_of(self.f, self.lanes)
         self.rows, self.columns = params["rows"], params["columns"]
         self.vectors, self.strip = params["vectors"], params["strip"]
@@ -109,15 +129,15 @@ class _Emitter:
         self.scratch = (self.scratch + 63) // 64 * 64
         self.in_rows, self.in_width = in_rows, width
 
-    def kernel(self, name: str) -> Kernel:
-        code = self.code
-        with code.function("conv_direct"):
+    def emit(self, name: str) -> None:
+        """Add the function `name` to the module."""
+        with self.code.function(name):
             self._function()
-        return Kernel(name, code.module(), ("conv_direct",), 0, self.scratch)
 
     def _function(self) -> None:
         code, f = self.code, self.f
-        self.x, self.w = code.buffer(f.x_index), code.buffer(f.weight_index)
+        self.x = code.buffer(f.x_index)
+        self.w = code.offset(code.buffer(f.weight_index), self.phase.weights)
         self.y = len(self.site.inputs)
         reshape = (lambda p: in_rows(p, f.out_size[2])) if self.grid.flat else None
         self.epilogue = Epilogue(code, self.site, f, self.lanes, reshape)
@@ -159,16 +179,19 @@ class _Emitter:
             inside = code.binary("and", code.compare(">=", code.value(h), 0),
                                  code.compare("<", code.value(h), code.dim(f.size[1])))
             if f.kernel[0] > 1 or f.begins[0] != 0 or f.ends[0] != 0:
-                there = code.binary("and", code.compare(">=", code.value(d), 0),
-                                    code.compare("<", code.value(d), code.dim(f.size[0])))
-                inside = code.binary("and", inside, there)
+                deep = code.binary("and", code.compare(">=", code.value(d), 0),
+                                   code.compare("<", code.value(d), code.dim(f.size[0])))
+                inside = code.binary("and", inside, deep)
             width = code.mul(code.dim(self.in_width), grid.block)
-            left = code.min(code.mul(code.dim(f.begins[2]), grid.block), width)
-            middle = code.min(code.mul(code.dim(f.size[2]), grid.block), code.sub(width, left))
+            begin = code.dim(f.begins[2])
+            skipped = code.max(code.sub(0, begin), 0)       # a phase may start inside the input
+            left = code.min(code.mul(code.max(begin, 0), grid.block), width)
+            there = code.max(code.mul(code.sub(code.dim(f.size[2]), skipped), grid.block), 0)
+            middle = code.min(there, code.sub(width, left))
             start = code.select(inside, code.value(left), code.value(0))
             taken = code.select(inside, code.value(middle), code.value(0))
             self._fill(target, start)
-            source = code.offset(self.x, f.x.offset(code, n, c, d, h, 0))
+            source = code.offset(self.x, f.x.offset(code, n, c, d, h, skipped))
             self._move(code.offset(target, start), source, taken)
             done = code.add(start, taken)
             self._fill(code.offset(target, done), code.sub(width, done))
@@ -208,8 +231,9 @@ class _Emitter:
         if grid.padded:
             source = self.area
         else:
-            source = code.offset(self.x, f.x.offset(code, n, 0, code.mul(od, f.strides[0]),
-                                                    code.mul(row, f.strides[1]), 0))
+            d, h, w = (code.sub(code.mul(at, step), code.dim(begin))
+                       for at, step, begin in zip((od, row, 0), f.strides, f.begins, strict=True))
+            source = code.offset(self.x, f.x.offset(code, n, 0, d, h, w))
         blocks = code.mul(outer, grid.blocks)
         source = code.offset(source, code.mul(blocks, code.dim(self.x_steps[0])))
         weight = code.mul(outer, grid.steps * self.count * self.lanes)
@@ -278,10 +302,13 @@ class _Emitter:
                   for v in range(vectors)]
         tile.fill(lambda p, v: biases[v])
         self._sum(tile, rows, columns, source, stream)
-        corner = self.epilogue.corner(place[0], block, place[1], code.add(place[2], r), column)
+        first_pixel = (code.add(code.mul(i, stride), offset) for i, stride, offset in
+              zip((place[1], code.add(place[2], r), column), self.phase.strides, self.phase.offsets, strict=True))
+        corner = self.epilogue.corner(place[0], block, *first_pixel)
+        _, down, right = self.phase.strides
 
         def finish(value: Value, v: int, dr: Int, dc: Int) -> None:
-            delta, lane = (v // unit, dr, dc), v % unit * self.lanes
+            delta, lane = (v // unit, code.mul(dr, down), code.mul(dc, right)), v % unit * self.lanes
             value = self.epilogue.apply(value, corner, delta, lane)
             code.store(value, code.offset(corner.pointer(self.y, f.out, delta), lane))
 

@@ -49,8 +49,6 @@ def declines(site: Site, target: Target) -> Form | str:
     if isinstance(f, str):
         return f
     isa = isa_of(target)
-    if f.transposed:
-        return "a transposed convolution"
     if f.dtype != F32:
         return f"elements of type {f.dtype}"
     if f.out.block != isa.block or f.x.block not in (0, isa.block):
@@ -122,7 +120,7 @@ def pack_weight(grid: Grid, weight: np.ndarray, vectors: int, lanes: int) -> np.
     for g in range(f.groups):
         for start in range(0, count, vectors):
             part = split[g, start:start + vectors]
-            part = part.reshape(-1, grid.blocks, grid.block, f.taps).transpose(1, 3, 2, 0)
+            part = part.reshape(len(part) * lanes, grid.blocks, grid.block, f.taps).transpose(1, 3, 2, 0)
             parts.append(np.ascontiguousarray(part).reshape(-1))
     return np.concatenate(parts)
 
@@ -156,10 +154,16 @@ def _load(height: int, strip: int, parts: int, batch: int, threads: int) -> floa
     strips = -(-height // strip)
     tasks = batch * strips * parts
     last = height - (strips - 1) * strip
+
+    def shorter(end: int) -> int:
+        """How many of the tasks before this one are of a last, shorter strip."""
+        images, rest = divmod(end, parts * strips)
+        return images * parts + max(0, rest - parts * (strips - 1))
+
     worst = 0
     for t in range(threads):
         low, high = t * tasks // threads, (t + 1) * tasks // threads
-        short = sum((i // parts + 1) % strips == 0 for i in range(low, high))      # tasks of a last, shorter strip
+        short = shorter(high) - shorter(low)
         worst = max(worst, (high - low - short) * strip + short * last)
     return worst * threads / (batch * height * parts)
 
