@@ -137,7 +137,7 @@ def main() -> None:
             gc.collect()
     report = {"cpu": cpu_name(), "threads": arguments.threads, "peak_gflops": arguments.peak,
               "date": datetime.now(UTC).strftime("%Y-%m-%d"), "python": platform.python_version(),
-              "versions": {p: version(p) for p in ("ingot", *PEERS) if p in arguments.runtimes}, "rows": rows}
+              "versions": {p: version(p) for p in PEERS if p in arguments.runtimes}, "rows": rows}
     if arguments.out:
         out = Path(arguments.out)
         out.parent.mkdir(parents=True, exist_ok=True)
