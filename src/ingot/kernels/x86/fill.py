@@ -117,6 +117,22 @@ def _range(site: Site) -> tuple[object, object, object]:
     return found[0], found[1], found[2]
 
 
+class Nothing(Tactic):
+    """Results without elements: nothing is done."""
+
+    name = "x86.nothing"
+
+    def declines(self, site: Site, target: Target) -> str | None:
+        return None if all(0 in o.type.shape for o in site.outputs) else "there are elements to make"
+
+    def emit(self, site: Site, params: Params, target: Target) -> Kernel:
+        code = Code(isa_of(target), site.symbols)
+        name = f"nothing_{site.key}"
+        with code.function(name):
+            pass
+        return Kernel(name, code.module(), (name,))
+
+
 class Triangle(Tactic):
     """Trilu and EyeLike: row by row, by comparing columns with the diagonal."""
 

@@ -1,7 +1,7 @@
 """The tactics of every op that is neither a contraction nor attention."""
 from ingot.kernels.tactic import Tactic
 from ingot.kernels.x86.along import ArgBest, Running, TopK
-from ingot.kernels.x86.fill import Fill, Triangle
+from ingot.kernels.x86.fill import Fill, Nothing, Triangle
 from ingot.kernels.x86.gather import Gather, GatherElements, GatherND, OneHot, Scatter
 from ingot.kernels.x86.movement import ConstantPad, Copies
 from ingot.kernels.x86.normalisation import GroupStatistics, RowNormalization
@@ -35,4 +35,5 @@ GENERAL: tuple[Tactic, ...] = (
     TopK(),
     Fill(),
     Triangle(),
+    Nothing(),
 )

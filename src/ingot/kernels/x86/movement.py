@@ -104,7 +104,7 @@ def _blocks(site: Site, attrs: Mapping[str, object]) -> list[Copy]:
     plane = wide.steps
     spread = View((plane[0], plane[1], plane[2] * b, plane[2], plane[3] * b, plane[3]))
     d = deep.steps
-    if attrs["mode"] == "CRD" and site.op == "DepthToSpace":
+    if attrs["mode"] == "CRD":
         inner = (d[1] * b * b, d[1] * b, d[1])                  # of c, i, j
     else:
         inner = (d[1], d[1] * b * c, d[1] * c)

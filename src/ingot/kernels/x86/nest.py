@@ -124,6 +124,8 @@ class Nest:
     def __call__(self, compute: Compute) -> None:
         """Emit the nest: out = compute(load), with load(k) giving the lanes of operand k."""
         code, last = self.code, self.dims[-1]
+        if 0 in self.dims:
+            return
         if isinstance(last, int) and last <= ROW:
             whole = self.dims if len(self.dims) > 1 else [1, last]
             middle, chunk = whole[-2], max(1, CHUNK // max(last, 1))

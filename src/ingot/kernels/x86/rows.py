@@ -179,6 +179,8 @@ def rows_of(site: Site, axis: int, channels: frozenset[int] = frozenset()) -> Ro
     out = site.output
     if len(site.outputs) != 1:
         return "more than one result is asked for"
+    if 0 in out.shape:
+        return "there are no elements"
     if out.layout or any(o.type.layout for o in site.inputs):
         return "rows need the plain layout"
     main = site.step.types[0]
