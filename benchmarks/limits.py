@@ -121,7 +121,8 @@ def main() -> None:
         out = Path(arguments.out)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.with_suffix(".md").write_text("\n".join(lines) + "\n")
-        out.with_suffix(".json").write_text(json.dumps({"cpu": cpu_name(), "small": small, "limits": rows}, indent=1) + "\n")
+        report = {"cpu": cpu_name(), "small": small, "limits": rows}
+        out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -104,6 +104,33 @@ def test_bench_beside_a_peer_says_how_far_they_are_apart(files, capsys):
     assert found["apart"]["onnxruntime at batch 2"] < 1e-5
 
 
+def test_bench_beside_pytorch_takes_the_module_from_a_file(files, tmp_path, capsys):
+    pytest.importorskip("torch")
+    (tmp_path / "mine.py").write_text(f"""
+import numpy as np, onnx, torch
+from onnx import numpy_helper
+
+def make():
+    w = {{t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in onnx.load({str(files[0])!r}).graph.initializer}}
+    return lambda x: torch.relu(x @ w["w"] + w["b"]) @ w["v"]
+""")
+    found = told(capsys, "bench", files[1], "--batch", "2", "--seconds", "0.1", "--against", "torch",
+                 "--torch", f"{tmp_path / 'mine.py'}:make")
+    assert found["apart"]["torch at batch 2"] < 1e-5
+    assert main(["bench", str(files[1]), "--against", "torch", "--torch", f"{tmp_path / 'mine.py'}:no"]) == 1
+    assert "has no function" in capsys.readouterr().err
+
+
+def test_check_in_json_is_one_document_also_where_it_fails(files, tmp_path, capsys):
+    other = onnx.load(files[0])
+    weight = other.graph.initializer[0]
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
+    onnx.save(other, tmp_path / "other.onnx")
+    capsys.readouterr()
+    assert main(["check", str(tmp_path / "other.onnx"), str(files[1]), "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["passed"] is False
+
+
 def test_check_passes_for_the_right_model_and_fails_for_another(files, tmp_path, capsys):
     assert main(["check", str(files[0]), str(files[1])]) == 0
     other = onnx.load(files[0])
@@ -155,6 +182,8 @@ def test_errors_have_a_code_and_no_traceback(words, code, text, capsys):
     (["bench", "ENGINE", "--batch", "one"], "1,8,32"),
     (["bench", "ENGINE", "--against", "tvm"], "known: torch, onnxruntime, openvino"),
     (["bench", "ENGINE", "--against", "onnxruntime"], "--model"),
+    (["bench", "ENGINE", "--against", "torch"], "--torch FILE.py:NAME"),
+    (["bench", "ENGINE", "--against", "torch", "--torch", "nowhere.py:make"], "nowhere.py"),
     (["inspect", "ENGINE", "--why", "no-such-rule"], "no-such-rule"),
     (["build", "MODEL", "--shapes", "x:9..1x16"], "min..opt..max"),
     (["build", "MODEL", "--against", "nobody"], "nobody"),

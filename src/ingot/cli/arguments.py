@@ -1,8 +1,10 @@
 """What the words of a command line mean: files of arrays, sizes of symbols, batch sizes."""
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +31,19 @@ def feeds_from(path: Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"cannot read the inputs {path}", why=(str(error),),
                          mend="write them with numpy.savez(path, name=array, ...)") from None
+
+
+def called_from(text: str) -> Any:
+    """What `FILE.py:NAME` gives when it is called, for example a PyTorch module. Runs the file. Raises InputError."""
+    file, _, name = text.rpartition(":")
+    spec = importlib.util.spec_from_file_location("ingot_given", file) if Path(file).is_file() else None
+    if spec is None or spec.loader is None:
+        raise InputError(f"cannot read the Python file {file!r}", where="--torch", mend="write FILE.py:NAME")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    if not callable(getattr(made, name, None)):
+        raise InputError(f"{file} has no function or class {name!r}", where="--torch", mend="write FILE.py:NAME")
+    return getattr(made, name)()
 
 
 def told_sizes(graph: Graph, texts: Sequence[str]) -> dict[str, int]:

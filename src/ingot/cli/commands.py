@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +23,18 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from ingot.bench import Latency, alternate, measure, onnxruntime_peer, openvino_peer, peak_memory, summary
-from ingot.cli.arguments import array_from, batch_sizes, feeds_from, file_name, sizes_at, told_sizes
+from ingot.bench import (
+    Latency,
+    Peer,
+    alternate,
+    measure,
+    onnxruntime_peer,
+    openvino_peer,
+    peak_memory,
+    summary,
+    torch_peer,
+)
+from ingot.cli.arguments import array_from, batch_sizes, called_from, feeds_from, file_name, sizes_at, told_sizes
 from ingot.compiler.build import build_with_report
 from ingot.compiler.build import load as load_engine
 from ingot.compiler.options import BuildOptions
@@ -214,6 +225,8 @@ def bench(
     against: Annotated[str, typer.Option(
         "--against", help="peers to measure beside it: torch, onnxruntime, openvino")] = "",
     model: Annotated[Path | None, typer.Option("--model", help="the ONNX file the engine was built from")] = None,
+    module: Annotated[str, typer.Option(
+        "--torch", metavar="FILE.py:NAME", help="for the peer torch: what gives the PyTorch module when called")] = "",
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="how long to measure each batch size")] = 3.0,
     shapes: Shapes = None,
     profile: Annotated[bool, typer.Option("--profile", help="show where the time of one run goes")] = False,
@@ -250,7 +263,7 @@ def bench(
             left_out.append(f"batch {size}: {reason}")
             continue
         feeds = random_feeds(engine.graph, sizes, 0)
-        calls, outputs = _calls(session, feeds, peers, model, session.threads)
+        calls, outputs = _calls(session, feeds, peers, model, module)
         taken = alternate(calls, seconds) if peers else {"ingot": measure(calls["ingot"], seconds)}
         found += [summary(name, size, taken[name]) for name in calls]
         apart |= {f"{name} at batch {size}": _apart(outputs["ingot"], outputs[name]) for name in peers}
@@ -269,22 +282,25 @@ def bench(
             "peak_memory": peak_memory()} if as_json else None, *parts)
 
 
-def _calls(session: Session, feeds: Mapping[str, np.ndarray], peers: Sequence[str], model: Path | None, threads: int
+def _calls(session: Session, feeds: Mapping[str, np.ndarray], peers: Sequence[str], model: Path | None, module: str
            ) -> tuple[dict[str, Callable[[], object]], dict[str, Mapping[str, np.ndarray]]]:
     """What to time, and one set of outputs of each, by runtime."""
-    if "torch" in peers:
+    if set(peers) - {"torch"} and model is None:
+        raise InputError("these peers need the ONNX file", where="--against", mend="name it with --model")
+    if "torch" in peers and not module:
         raise InputError("PyTorch needs the model as a module, which an ONNX file does not hold", where="--against",
-                         mend="use ingot.bench.torch_peer from Python, as examples/demo.py does")
-    if peers and model is None:
-        raise InputError("peers need the ONNX file", where="--against", mend="name it with --model")
+                         mend="name what gives it: --torch FILE.py:NAME")
     out = {name: array.copy() for name, array in session.run(dict(feeds)).items()}
     outputs: dict[str, Mapping[str, np.ndarray]] = {"ingot": {k: v.copy() for k, v in out.items()}}
-    calls: dict[str, Callable[[], object]] = {"ingot": lambda: session.run(feeds, out=out)}
+    calls: dict[str, Callable[[], object]] = {"ingot": partial(session.run, feeds, out=out)}
+    makers: dict[str, Callable[[], Peer]] = {
+        "torch": lambda: torch_peer(called_from(module), list(feeds), list(out), session.threads),
+        "onnxruntime": lambda: onnxruntime_peer(str(model), session.threads),
+        "openvino": lambda: openvino_peer(str(model), session.threads, {k: v.shape for k, v in feeds.items()})}
     for name in peers:
-        peer = (onnxruntime_peer(str(model), threads) if name == "onnxruntime" else
-                openvino_peer(str(model), threads, {k: v.shape for k, v in feeds.items()}))
+        peer = makers[name]()
         outputs[name] = peer.run(feeds)
-        calls[name] = lambda peer=peer: peer.call(feeds)  # type: ignore[misc]
+        calls[name] = partial(peer.call, feeds)
     return calls, outputs
 
 
@@ -320,7 +336,7 @@ def check(
                      inputs=[feeds_from(p) for p in inputs or []], seed=seed)
     _print(verdict.to_json() if as_json else None, verdict)
     if not verdict.passed:
-        raise refuse(verdict)
+        raise typer.Exit(3) if as_json else refuse(verdict)
 
 
 @app.command()
