@@ -313,6 +313,26 @@ def _batch_normalization(c: Call) -> Value:
     return code.fma(code.fsub(c.x, mean), factor, bias)
 
 
+def _dequantize(c: Call) -> Value:
+    """(x - zero point) * scale."""
+    code, scale = c.code, _cast(c.code, c.y, c.dtypes[1] or F32, F32)
+    value = _cast(code, c.x, c.dtype, F32)
+    if len(c.args) > 2 and c.args[2] is not None:
+        value = code.fsub(value, _cast(code, c.args[2], c.dtypes[2] or c.dtype, F32))
+    return _cast(code, code.fmul(value, scale), F32, c.result)
+
+
+def _quantize(c: Call) -> Value:
+    """round(x / scale) + zero point, within the range of the result."""
+    code = c.code
+    value = code.intrinsic("roundeven", code.fdiv(c.x, c.y))
+    if len(c.args) > 2 and c.args[2] is not None:
+        value = code.fadd(value, _cast(code, c.args[2], c.dtypes[2] or c.result, F32))
+    low = 0 if c.result.kind == "uint" else -(1 << (c.result.bits - 1))
+    value = code.fmin(c.like(low + (1 << c.result.bits) - 1), code.fmax(value, c.like(low)))
+    return code.convert("trunc", code.convert("fptosi", value, "i32"), element_of(c.result))
+
+
 def _power(c: Call) -> Value:
     exponent = c.y if c.y.element == "float" else _cast(c.code, c.y, c.dtypes[1] or F32, F32)
     return math.power(c.code, c.x, exponent)
@@ -412,8 +432,9 @@ _ANY: dict[str, Rule] = {
     "BitwiseAnd": _logical("and"), "BitwiseOr": _logical("or"), "BitwiseXor": _logical("xor"),
     "BitwiseNot": lambda c: c.code.binary("xor", c.x, c.like(-1)),
 }
+_MIXED: dict[str, Rule] = {"QuantizeLinear": _quantize, "DequantizeLinear": _dequantize}
 _MOVES: dict[str, Rule] = {"Identity": lambda c: c.x, "Dropout": lambda c: c.x, "Where": _where}
-_RULES: Mapping[str, Rule] = {**_FLOAT_ONLY, **_ANY, **_MOVES}
+_RULES: Mapping[str, Rule] = {**_FLOAT_ONLY, **_ANY, **_MOVES, **_MIXED}
 _CHEAP_F64 = frozenset(("LeakyRelu", "ThresholdedRelu", "HardSigmoid", "HardSwish", "Softsign", "Shrink", "Sqrt",
                         "Reciprocal", "Floor", "Ceil", "Round", "IsNaN", "IsInf", "Sum", "Mean", "BatchNormalization",
                         "Exp", "Log", "Sigmoid", "Swish", "Softplus"))
@@ -436,12 +457,25 @@ def declines_step(step: Step, dtypes: Sequence[DType | None] = ()) -> str | None
     first = known[0] if known else result
     if step.op == "Cast":
         return "a double rounding from f64" if first == F64 and result in _HALVES else None
+    if step.op in _MIXED:
+        return _declines_mixed(step, known)
     if step.op == "Pow" and (first not in (F32, *_HALVES) or any(d == F64 for d in known[1:])):
         return f"Pow on {first}"
     if step.op in _FLOAT_ONLY and known and first.kind != "float":
         return f"{step.op} on {first}"
     if step.op in _FLOAT_ONLY and first == F64 and step.op not in _CHEAP_F64:
         return f"{step.op} on f64"
+    return None
+
+
+def _declines_mixed(step: Step, known: Sequence[DType]) -> str | None:
+    attrs, result = dict(step.attrs), step.types[0].dtype
+    if attrs.get("block_size") or attrs.get("precision") or not attrs.get("saturate", 1):
+        return f"{step.op} by blocks, or without saturation"
+    integer = result if step.op == "QuantizeLinear" else known[0] if known else result
+    real = known[:2] if step.op == "QuantizeLinear" else [result]
+    if integer.kind not in ("int", "uint") or integer.bits > 16 or any(d != F32 for d in real):
+        return f"{step.op} of {integer} and {', '.join(map(str, real))}"
     return None
 
 
@@ -456,7 +490,7 @@ def apply(code: Code, step: Step, args: Sequence[Value | None], dtypes: Sequence
     if step.op == "Cast":
         return _cast(code, _present(args), kinds[0] or result, result)
     call = Call(code, dict(step.attrs), tuple(args), kinds, result)
-    if step.op in _MOVES or not any(k in _HALVES for k in kinds):
+    if step.op in _MOVES or step.op in _MIXED or not any(k in _HALVES for k in kinds):
         return _RULES[step.op](call)
     wide = tuple(widened(code, a) if a is not None and k in _HALVES else a for a, k in zip(args, kinds, strict=True))
     call = replace(call, args=wide, dtypes=tuple(F32 if k in _HALVES else k for k in kinds))

@@ -1,4 +1,4 @@
-"""Ops along one axis, a vector of columns at a time: ArgMax, ArgMin, TopK, CumSum, CumProd."""
+"""Ops along one axis, a vector of columns at a time: ArgMax, ArgMin, TopK, CumSum, Hardmax, LpNormalization."""
 from __future__ import annotations
 
 import math as numbers
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ingot.graph import product
-from ingot.kernels.codegen import Code, Int, Value, element_of, isa_of, vector
+from ingot.kernels.codegen import Code, Int, Value, element_of, isa_of, math, vector
 from ingot.kernels.tactic import Kernel, Params, Site, Tactic
 from ingot.ops import OPS, dims
 from ingot.ops.shapes import axis_of, integer
@@ -120,6 +120,57 @@ class ArgBest(Tactic):
                 best.set(code.select(better, value, held))
                 where.set(code.select(better, code.splat(i, c.lanes), where.get()))
             code.store(where.get(), c.address(1, 0, 1, "i64"), c.mask)
+        return Kernel(name, code.module(), (name,))
+
+
+class Norm(Tactic):
+    """LpNormalization: the norm of each column, then the column over it; a norm of 0 gives 0."""
+
+    name = "x86.norm"
+
+    def declines(self, site: Site, target: Target) -> str | None:
+        if why := _declines(site, ("LpNormalization",)):
+            return why
+        return None if site.output.dtype.kind == "float" else "floats only"
+
+    def emit(self, site: Site, params: Params, target: Target) -> Kernel:
+        code = Code(isa_of(target), site.symbols)
+        name = f"norm_{site.key}"
+        first = int(str(_attrs(site)["p"])) == 1
+        with code.function(name), _columns(code, site) as c:
+            total = code.variable(c.number(0))
+            with code.loop(0, c.length) as i:
+                x = c.at(i)
+                total.set(code.fadd(total.get(), math.absolute(code, x) if first else code.fmul(x, x)))
+            norm = total.get() if first else math.square_root(code, total.get())
+            zero = code.fcompare("oeq", norm, c.number(0))
+            with code.loop(0, c.length) as i:
+                value = code.select(zero, c.number(0), code.fdiv(c.at(i), norm))
+                code.store(value, c.address(1, i, c.length, c.element), c.mask)
+        return Kernel(name, code.module(), (name,))
+
+
+class Hardmax(Tactic):
+    """1 where the first greatest of each column lies, else 0."""
+
+    name = "x86.hardmax"
+
+    def declines(self, site: Site, target: Target) -> str | None:
+        return _declines(site, ("Hardmax",))
+
+    def emit(self, site: Site, params: Params, target: Target) -> Kernel:
+        code = Code(isa_of(target), site.symbols)
+        name = f"hardmax_{site.key}"
+        with code.function(name), _columns(code, site) as c:
+            best, where = code.variable(c.at(0)), code.variable(c.number(0, "i64"))
+            with code.loop(1, c.length) as i:
+                value = c.at(i)
+                better = _less(code, best.get(), value)
+                best.set(code.select(better, value, best.get()))
+                where.set(code.select(better, code.splat(i, c.lanes), where.get()))
+            with code.loop(0, c.length) as i:
+                here = code.compare("==", where.get(), code.splat(i, c.lanes))
+                code.store(code.select(here, c.number(1), c.number(0)), c.address(1, i, c.length, c.element), c.mask)
         return Kernel(name, code.module(), (name,))
 
 

@@ -12,6 +12,7 @@ from ingot.kernels.x86.nest import CHUNK
 from ingot.kernels.x86.rows import each_vector
 from ingot.kernels.x86.transpose import BITS, declines_movement, moved_as
 from ingot.ops import OPS, dims
+from ingot.ops.shape import shape_span
 from ingot.ops.shapes import ints
 from ingot.target import Target
 
@@ -115,6 +116,25 @@ def _range(site: Site) -> tuple[object, object, object]:
     if any(isinstance(v, float) for v in found) and all(isinstance(v, (int, float)) for v in found):
         found = [float(str(v)) for v in found]
     return found[0], found[1], found[2]
+
+
+class Sizes(Tactic):
+    """Shape and Size: the dimensions themselves, as the call has them."""
+
+    name = "x86.sizes"
+
+    def declines(self, site: Site, target: Target) -> str | None:
+        return None if site.op in ("Shape", "Size") and len(site.steps) == 1 else f"{site.op} gives no sizes"
+
+    def emit(self, site: Site, params: Params, target: Target) -> Kernel:
+        code = Code(isa_of(target), site.symbols)
+        name = f"sizes_{site.key}"
+        shape = site.inputs[0].type.shape
+        start, end = shape_span(_attrs(site), len(shape)) if site.op == "Shape" else (0, 0)
+        with code.function(name), code.when(code.compare("==", code.thread, 0)):
+            for k, d in enumerate(shape[start:end] if site.op == "Shape" else (product(shape),)):
+                code.store(code.value(code.dim(d)), code.offset(code.buffer(1), k, "i64"))
+        return Kernel(name, code.module(), (name,))
 
 
 class Nothing(Tactic):

@@ -1,7 +1,8 @@
 """The tactics of every op that is neither a contraction nor attention."""
 from ingot.kernels.tactic import Tactic
-from ingot.kernels.x86.along import ArgBest, Running, TopK
-from ingot.kernels.x86.fill import Fill, Nothing, Triangle
+from ingot.kernels.x86.along import ArgBest, Hardmax, Norm, Running, TopK
+from ingot.kernels.x86.channels import LocalResponse
+from ingot.kernels.x86.fill import Fill, Nothing, Sizes, Triangle
 from ingot.kernels.x86.gather import Gather, GatherElements, GatherND, OneHot, Scatter
 from ingot.kernels.x86.movement import ConstantPad, Copies
 from ingot.kernels.x86.normalisation import GroupStatistics, RowNormalization
@@ -33,6 +34,10 @@ GENERAL: tuple[Tactic, ...] = (
     ArgBest(),
     Running(),
     TopK(),
+    Norm(),
+    Hardmax(),
+    LocalResponse(),
+    Sizes(),
     Fill(),
     Triangle(),
     Nothing(),

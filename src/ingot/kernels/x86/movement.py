@@ -104,10 +104,8 @@ def _blocks(site: Site, attrs: Mapping[str, object]) -> list[Copy]:
     plane = wide.steps
     spread = View((plane[0], plane[1], plane[2] * b, plane[2], plane[3] * b, plane[3]))
     d = deep.steps
-    if attrs["mode"] == "CRD":
-        inner = (d[1] * b * b, d[1] * b, d[1])                  # of c, i, j
-    else:
-        inner = (d[1], d[1] * b * c, d[1] * c)
+    # strides of c, i and j within the channels
+    inner = (d[1] * b * b, d[1] * b, d[1]) if attrs["mode"] == "CRD" else (d[1], d[1] * b * c, d[1] * c)
     packed = View((d[0], inner[0], d[2], inner[1], d[3], inner[2]))
     sizes = (n, c, height // b, b, width // b, b)
     # walked in the order of the result, so that its last dimension is the contiguous one

@@ -16,44 +16,55 @@ from ingot.target import Target
 _CHEAP = frozenset(("Add", "Sub", "Mul", "Div", "Max", "Min", "Clip", "Relu", "LeakyRelu", "PRelu", "Abs", "Neg",
                     "Sqrt",
                     "HardSigmoid", "HardSwish", "Identity", "Where", "Cast", "Equal", "Less", "Greater", "And", "Or",
-                    "Not", "Floor", "Ceil", "Round", "Reciprocal", "Sum", "BatchNormalization"))
+                    "Not", "Floor", "Ceil", "Round", "Reciprocal", "Sum", "BatchNormalization", "QuantizeLinear",
+                    "DequantizeLinear"))
 
 
-def per_channel(site: Site) -> frozenset[int]:
-    """Operands that hold one value per channel of axis 1, whatever their own rank: those of BatchNormalization."""
-    return frozenset(i for s in site.steps if s.op == "BatchNormalization" for i in s.inputs[1:]
-                     if i is not None and i >= 0)
+def along_axis(site: Site) -> dict[int, int]:
+    """Operands that hold one value per place of one axis, whatever their own rank, with that axis."""
+    found: dict[int, int] = {}
+    for s in site.steps:
+        if s.op == "BatchNormalization":
+            found.update((i, 1) for i in s.inputs[1:] if i is not None and i >= 0)
+        elif s.op in ("QuantizeLinear", "DequantizeLinear"):
+            axis = int(str(dict(s.attrs).get("axis", 1)))
+            named = [i for i in s.inputs[1:] if i is not None and i >= 0 and site.inputs[i].type.rank == 1]
+            found.update((i, axis % site.output.rank) for i in named if site.output.rank)
+    return found
 
 
-def aligned(operand: Operand, out: TensorType, channels: bool = False) -> tuple[Dim, ...]:
+def aligned(operand: Operand, out: TensorType, axis: int | None = None) -> tuple[Dim, ...]:
     """The operand's logical shape with the rank of the result."""
     shape = operand.type.shape
-    if channels:
-        return (1, *shape, *(1,) * (out.rank - 2))
+    if axis is not None and operand.type.rank == 1:
+        return (*(1,) * axis, *shape, *(1,) * (out.rank - axis - 1))
     return (*(1,) * (out.rank - len(shape)), *shape)
 
 
-def padded_channels(operand: Operand, out: TensorType, channels: bool = False) -> bool:
+def padded_channels(operand: Operand, out: TensorType, axis: int | None = None) -> bool:
     """Whether a plain constant must be packed: its channels fill up with zeros to whole blocks."""
     if not out.layout or operand.type.layout or not operand.constant:
         return False
-    shape, c = aligned(operand, out, channels), out.shape[1]
+    shape, c = aligned(operand, out, axis), out.shape[1]
     return shape[1] == c and c != 1 and not (isinstance(c, int) and c % out.block == 0)
 
 
-def broadcast_view(operand: Operand, out: TensorType, channels: bool = False) -> View | str:
-    """The operand over the physical dimensions of the result; or why it cannot be walked along with it."""
+def broadcast_view(operand: Operand, out: TensorType, axis: int | None = None) -> View | str:
+    """The operand over the physical dimensions of the result; or why it cannot be walked along with it.
+
+    With `axis`, a vector lies along that axis of the result, not along the last one.
+    """
     t = operand.type
     if t.layout and t.layout != out.layout:
         return f"an operand lies in {t.layout}, the result in {out.layout or 'plain order'}"
     if t.layout:
         return _over(t.physical, out.physical, operand.steps)
-    shape = aligned(operand, out, channels)
+    shape = aligned(operand, out, axis)
     if len(shape) != out.rank:
         return f"{t} has more dimensions than the result"
     steps: tuple[Dim, ...] = operand.steps
-    missing = out.rank - len(steps)
-    full = (0, *steps, *(0,) * (missing - 1)) if channels else (*(0,) * missing, *steps)
+    full = tuple(0 if k != axis else steps[0] for k in range(out.rank)) if axis is not None and t.rank == 1 else \
+        (*(0,) * (out.rank - len(steps)), *steps)
     if not out.layout:
         return _over(shape, out.shape, full)
     view = _over(shape, out.shape, full)
@@ -61,7 +72,7 @@ def broadcast_view(operand: Operand, out: TensorType, channels: bool = False) ->
         return view
     n, c, *spatial = view.strides
     if c != 0 and out.shape[1] != 1:
-        if padded_channels(operand, out, channels):
+        if padded_channels(operand, out, axis):
             rest = _dense((shape[0], -(-out.shape[1] // out.block) * out.block, *shape[2:]))
             n, c, *spatial = (0 if d == 1 else s for d, s in zip(shape, rest, strict=True))
         elif not (isinstance(out.shape[1], int) and out.shape[1] % out.block == 0):
@@ -89,11 +100,11 @@ def _over(shape: tuple[Dim, ...], out: tuple[Dim, ...], steps: tuple[Dim, ...]) 
 
 def declines_operands(site: Site) -> str | None:
     """Why an operand of a pointwise site cannot be walked along with the result, or None."""
-    named = per_channel(site)
+    named = along_axis(site)
     for i, operand in enumerate(site.inputs):
         if operand.type.dtype.name not in SUPPORTED:
             return f"no expressions on {operand.type.dtype}"
-        view = broadcast_view(operand, site.output, i in named)
+        view = broadcast_view(operand, site.output, named.get(i))
         if isinstance(view, str):
             return view
     return None
@@ -102,10 +113,10 @@ def declines_operands(site: Site) -> str | None:
 def packed_constants(site: Site, constants: Mapping[int, np.ndarray]) -> Mapping[int, np.ndarray]:
     """The constants whose channels must fill whole blocks."""
     found: dict[int, np.ndarray] = {}
-    named = per_channel(site)
+    named = along_axis(site)
     for i, operand in enumerate(site.inputs):
-        if i in constants and padded_channels(operand, site.output, i in named):
-            array = constants[i].reshape([int(str(d)) for d in aligned(operand, site.output, i in named)])
+        if i in constants and padded_channels(operand, site.output, named.get(i)):
+            array = constants[i].reshape([int(str(d)) for d in aligned(operand, site.output, named.get(i))])
             more = -array.shape[1] % site.output.block
             found[i] = np.ascontiguousarray(np.pad(array, [(0, more if a == 1 else 0) for a in range(array.ndim)]))
     return found
@@ -136,11 +147,11 @@ class Pointwise(Tactic):
     def emit(self, site: Site, params: Params, target: Target) -> Kernel:
         code = Code(isa_of(target), site.symbols)
         name = f"pointwise_{site.key}"
-        named = per_channel(site)
+        named = along_axis(site)
         with code.function(name):
             ins = {}
             for i, operand in enumerate(site.inputs):
-                view = broadcast_view(operand, site.output, i in named)
+                view = broadcast_view(operand, site.output, named.get(i))
                 if isinstance(view, View):
                     ins[i] = Side(code.buffer(i), element_of(operand.type.dtype), view)
             out = Side(code.buffer(len(site.inputs)), element_of(site.output.dtype), View(site.outputs[0].steps))

@@ -174,8 +174,8 @@ class Rows:
             yield row
 
 
-def rows_of(site: Site, axis: int, channels: frozenset[int] = frozenset()) -> Rows | str:
-    """The rows of a site, or why it has none. `channels`: operands that hold one value per channel."""
+def rows_of(site: Site, axis: int) -> Rows | str:
+    """The rows of a site, or why it has none."""
     out = site.output
     if len(site.outputs) != 1:
         return "more than one result is asked for"
@@ -192,8 +192,8 @@ def rows_of(site: Site, axis: int, channels: frozenset[int] = frozenset()) -> Ro
     if any(s.types[0].shape != out.shape for s in around):
         return "a step has another shape than the result"
     views = []
-    for i, operand in enumerate(site.inputs):
-        view = broadcast_view(operand, out, i in channels)
+    for operand in site.inputs:
+        view = broadcast_view(operand, out)
         if isinstance(view, str):
             return view
         views.append(view)
