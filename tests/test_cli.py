@@ -111,7 +111,8 @@ import numpy as np, onnx, torch
 from onnx import numpy_helper
 
 def make():
-    w = {{t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in onnx.load({str(files[0])!r}).graph.initializer}}
+    tensors = onnx.load({str(files[0])!r}).graph.initializer
+    w = {{t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in tensors}}
     return lambda x: torch.relu(x @ w["w"] + w["b"]) @ w["v"]
 """)
     found = told(capsys, "bench", files[1], "--batch", "2", "--seconds", "0.1", "--against", "torch",

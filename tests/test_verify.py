@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import ingot
 from ingot.errors import InputError
 from ingot.graph import Graph, parse
+from ingot.kernels import TACTICS
 from ingot.ops import infer
 from ingot.ops.reference import run_graph
 from ingot.verify import (
@@ -185,6 +187,28 @@ def test_a_pytorch_module_is_an_original():
     original = original_from(module, graph)
     assert original.name.startswith("PyTorch")
     assert verify(lambda feeds: run_graph(graph, feeds), original, graph).passed
+
+
+@pytest.mark.cpu
+def test_a_nan_may_spread_over_the_tiles_of_minimal_filtering(monkeypatch):
+    """The engine of stacked 3x3 convolutions passes, whichever of its kernels wins."""
+    graph = parse("""
+        symbol N: 1..2..8
+        input x: f32[N,32,12,12]
+        const w: f32[32,32,3,3]
+        const v: f32[32,32,3,3]
+        a = Conv(x, w) {'pads': (1, 1, 1, 1)}
+        b = Relu(a)
+        m = MaxPool(b) {'kernel_shape': (2, 2), 'strides': (2, 2)}
+        y = Conv(m, v) {'pads': (1, 1, 1, 1)}
+        return y
+    """, infer)
+    tactics = TACTICS["x86"]
+    first = sorted(tactics, key=lambda t: "winograd" not in t.name)
+    monkeypatch.setitem(TACTICS, "x86", tuple(first))
+    engine = ingot.build(graph, options=ingot.BuildOptions(tune=False))
+    assert any("winograd" in c.tactic for c in ingot.Session(engine).variant.choices.values())
+    assert engine.verdict["passed"]
 
 
 def test_comparing_counts_patterns_and_scales():
