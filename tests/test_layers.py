@@ -129,8 +129,9 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
 def test_files_that_documents_name_exist(document):
-    named = re.findall(r"`((?:src|tests|docs|examples|benchmarks|scripts)/[\w./-]+)`", document.read_text())
-    assert [n for n in named if not (REPOSITORY / n).exists()] == []
+    named = re.findall(r"(?<![\w/])((?:src|tests|docs|examples|benchmarks|scripts)/[\w./-]*\w)", document.read_text())
+    written = ("benchmarks/results/NAME",)          # what a command is told to write
+    assert [n for n in named if not n.startswith(written) and not (REPOSITORY / n).exists()] == []
 
 
 def test_make_targets_that_documents_name_exist():

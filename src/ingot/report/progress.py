@@ -40,8 +40,8 @@ class ProgressBar:
     def __call__(self, now: Progress) -> None:
         if self._quiet:
             return
-        note = f"best so far {now.best * 1e3:.2f} ms" if now.best else ""
-        note += f", {now.left:.0f} s left" if now.left is not None else ""
+        note = ", ".join([*([f"best so far {now.best * 1e3:.2f} ms"] if now.best else []),
+                          *([f"{now.left:.0f} s left"] if now.left is not None else [])])
         if self._bars:
             self._bars.update(self._task, completed=now.done, total=now.total, note=f"{note}  {now.where}")
             return
