@@ -211,7 +211,8 @@ def points(site: Site, grid: Grid, target: Target) -> Iterator[Params]:
         ragged = 0.0 if not isinstance(height, int) else (height % rows) / height
         busy = max(1.0, 10 / (pixels * vectors))        # too few accumulators to hide the latency
         # loads per multiply-add: broadcasts come from the first-level cache, weights often from much farther
-        cost = waste * (1 + 0.5 * ragged) * busy * (1 + 0.5 / vectors + 2 / pixels)
+        crowded = 1.25 if vectors == 1 else 1.0         # a load for every multiply-add
+        cost = waste * (1 + 0.5 * ragged) * busy * crowded * (1 + 0.5 / vectors + 2 / pixels)
         ranked.append((cost, {"rows": rows, "columns": columns, "vectors": vectors}))
     ranked.sort(key=lambda r: r[0])
     plans: list[tuple[int, Params]] = []
