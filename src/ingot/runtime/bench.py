@@ -17,8 +17,8 @@ from ingot.runtime.memory import Block, address_of, array_at
 from ingot.runtime.pool import launch_table, pool_for
 from ingot.target import Target
 
-COLD = 8 << 20          # bytes of copies that constants are read from in turn, as other layers' come between in a run
-COPIES = 8
+COLD = 40 << 20         # bytes of copies that constants are read from in turn, as other layers' come between in a run
+COPIES = 16
 TRIES = 5               # measurements of one block at most, when other programs push this one off its cores
 PATIENCE = 0.02         # seconds after which a disturbed block is taken as it is
 
@@ -130,7 +130,7 @@ def _loaded(operand: Operand, array: np.ndarray, sizes: Mapping[str, int]) -> Bl
 def _copies(array: np.ndarray) -> list[Block]:
     """Enough copies of a constant that its next use finds it as far away as in a whole network's run."""
     dense = np.ascontiguousarray(array)
-    count = max(1, min(COPIES, COLD // max(1, dense.nbytes)))
+    count = max(1, min(COPIES, -(-COLD // max(1, dense.nbytes))))
     found = []
     for _ in range(count):
         block = Block(dense.nbytes)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import weakref
 from collections.abc import Mapping
@@ -42,6 +43,13 @@ class _Loaded:
 
 
 _loaded = _Loaded(threading.Lock(), weakref.WeakValueDictionary())
+
+
+def _after_fork() -> None:
+    _loaded.lock = threading.Lock()         # another thread may have held it, and is not in the child to release it
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def choice_key(site: Site, choice: Choice, target: Target) -> str:
