@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 
 import numpy as np
 
@@ -86,7 +87,7 @@ def points(site: Site, form: Form, isa: Isa, threads: int) -> Iterator[Params]:
     lanes, nbytes = lanes_of(isa, element), site.inputs[form.left].type.dtype.nbytes
     rows, columns = _at(form.rows, site, "opt"), _at(form.columns, site, "opt")
     depth, batch = _at(form.depth, site, "opt"), _at(product(form.batch), site, "opt")
-    tiles = _tiles(isa, rows, columns, lanes, batch, threads)
+    tiles = _tiles(isa, rows, columns, lanes, batch, threads, _at(form.left_row, site, "opt") * nbytes)
 
     def point(tile: tuple[int, int], across: int, *, cut: bool = True) -> Params:
         height, vectors = tile
@@ -110,8 +111,11 @@ def points(site: Site, form: Form, isa: Isa, threads: int) -> Iterator[Params]:
     yield from seen[:8]
 
 
-def _tiles(isa: Isa, rows: int, columns: int, lanes: int, batch: int, threads: int) -> list[tuple[int, int]]:
-    """Shapes of register tiles, the least predicted time first."""
+def _tiles(isa: Isa, rows: int, columns: int, lanes: int, batch: int, threads: int,
+           apart: int) -> list[tuple[int, int]]:
+    """Shapes of register tiles, the least predicted time first. `apart`: bytes from a row on the left to the next."""
+    sets = 64 // gcd(max(1, apart // 64), 64)       # of L1, 64 sets of 8 ways, that a column of rows falls into
+
     candidates = [(r, v) for v in range(1, 9) for r in range(1, 25) if fits(isa, r, v) and r <= rows]
 
     def cost(shape: tuple[int, int]) -> float:
@@ -121,7 +125,8 @@ def _tiles(isa: Isa, rows: int, columns: int, lanes: int, batch: int, threads: i
         share = -(-panels // threads) * threads / panels if tiles == 1 else 1.0
         work = max(height * vectors, 8, height + vectors)       # latency and the load ports bound small tiles
         # the right operand comes from L2, the left one from L1
-        return tiles * panels * share * work * (1 + 0.35 / height + 0.1 / vectors)
+        crowded = 1.25 if height > 8 * sets else 1.0
+        return tiles * panels * share * work * (1 + 0.35 / height + 0.1 / vectors) * crowded
 
     ranked = sorted(candidates, key=lambda s: (cost(s), -s[0] * s[1]))
     best = cost(ranked[0])
