@@ -10,12 +10,13 @@ from ingot.kernels.x86.conv_winograd import WinogradConvolution
 from ingot.kernels.x86.general import GENERAL
 from ingot.kernels.x86.matmul import TiledMatMul
 from ingot.kernels.x86.matmul_plain import PlainMatMul
+from ingot.kernels.x86.matmul_strassen import StrassenMatMul
 
 TACTICS["x86"] = TACTICS["neon"] = (
     ProductConvolution(), DirectConvolution(), StemConvolution(), DepthwiseConvolution(), TransposedConvolution(),
     Im2colConvolution(), WinogradConvolution(), PlainConvolution(),
 
-    TiledMatMul(), PlainMatMul(),
+    TiledMatMul(), StrassenMatMul(), PlainMatMul(),
     BlockedAttention(),
 
     *GENERAL,

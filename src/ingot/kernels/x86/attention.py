@@ -128,14 +128,14 @@ class BlockedAttention(Tactic):
         def cost(shape: tuple[int, int], columns: int, *, exact: bool) -> float:
             rows, vectors = shape
             whole, rest = divmod(ceil(columns / isa.lanes), vectors)
-            each = max(rows * vectors, 8, rows + vectors) * (1 + 0.05 / vectors + 0.1 / rows)
-            last = max(rows * (rest if exact else vectors), 8, rows + rest) if rest else 0
+            each = max(rows * vectors, 8, rows + vectors) * (1 + 0.05 / vectors + 0.1 / rows) + 1      # 1: its ends
+            last = max(rows * (rest if exact else vectors), 8, rows + rest) + 1 if rest else 0
             return ceil(queries / rows) * (whole * each + last)
 
         shapes = [(r, v) for v in range(1, 7) for r in range(1, 21) if fits(isa, r, v) and (r <= queries or r == 1)]
         scores = sorted(shapes, key=lambda s: cost(s, keys, exact=isinstance(form.key.shape[2], int)))
         values = sorted(shapes, key=lambda s: cost(s, form.value_width, exact=False))
-        for a, b, most in ((0, 0, 48), (1, 0, 48), (0, 1, 48), (0, 0, 96), (2, 0, 48), (0, 2, 48), (1, 1, 48)):
+        for a, b, most in ((0, 0, 48), (1, 0, 48), (0, 1, 48), (0, 0, 96), (2, 0, 48)):
             rows, vectors = scores[min(a, len(scores) - 1)]
             value_rows, value_vectors = values[min(b, len(values) - 1)]
             whole = vectors * isa.lanes

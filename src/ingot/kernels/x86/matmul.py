@@ -76,7 +76,7 @@ def panels_of(array: np.ndarray, width: int) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(split, -2, -3)).reshape(-1)
 
 
-def _at(dim: Dim, site: Site, which: str) -> int:
+def at_profile(dim: Dim, site: Site, which: str) -> int:
     """A dimension at the profile's min, opt or max."""
     return evaluate(dim, {s.name: getattr(s, which) for s in site.symbols})
 
@@ -85,9 +85,9 @@ def points(site: Site, form: Form, isa: Isa, threads: int) -> Iterator[Params]:
     """Some half a dozen points, the best guess first."""
     element = element_of(site.inputs[form.left].type.dtype)
     lanes, nbytes = lanes_of(isa, element), site.inputs[form.left].type.dtype.nbytes
-    rows, columns = _at(form.rows, site, "opt"), _at(form.columns, site, "opt")
-    depth, batch = _at(form.depth, site, "opt"), _at(product(form.batch), site, "opt")
-    tiles = _tiles(isa, rows, columns, lanes, batch, threads, _at(form.left_row, site, "opt") * nbytes)
+    rows, columns = at_profile(form.rows, site, "opt"), at_profile(form.columns, site, "opt")
+    depth, batch = at_profile(form.depth, site, "opt"), at_profile(product(form.batch), site, "opt")
+    tiles = tiles_for(isa, rows, columns, lanes, batch, threads, at_profile(form.left_row, site, "opt") * nbytes)
 
     def point(tile: tuple[int, int], across: int, *, cut: bool = True) -> Params:
         height, vectors = tile
@@ -111,7 +111,7 @@ def points(site: Site, form: Form, isa: Isa, threads: int) -> Iterator[Params]:
     yield from seen[:8]
 
 
-def _tiles(isa: Isa, rows: int, columns: int, lanes: int, batch: int, threads: int,
+def tiles_for(isa: Isa, rows: int, columns: int, lanes: int, batch: int, threads: int,
            apart: int) -> list[tuple[int, int]]:
     """Shapes of register tiles, the least predicted time first. `apart`: bytes from a row on the left to the next."""
     sets = 64 // gcd(max(1, apart // 64), 64)       # of L1, 64 sets of 8 ways, that a column of rows falls into
@@ -151,7 +151,7 @@ class _Emission:
         self.element = element_of(site.inputs[form.left].type.dtype)
         self.lanes = lanes_of(self.isa, self.element)
         self.bytes = site.inputs[form.left].type.dtype.nbytes
-        self.least = _at(form.rows, site, "min")
+        self.least = at_profile(form.rows, site, "min")
         self.height = min(params["rows"], form.rows) if isinstance(form.rows, int) else params["rows"]
         self.vectors = params["vectors"]
         self.width = self.vectors * self.lanes
