@@ -12,18 +12,22 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from handmade import ADD_SITE, KERNELS, NEG_SITE, ROW_SITE, loop, program
+from handmade import ADD_SITE, KERNELS, NEG_SITE, ROW_SITE, SYMBOLS, T, graph, loop, program
 
+from ingot.engine import Engine, make_variant
 from ingot.errors import CandidateError, UnsupportedError
 from ingot.graph import F32, I64, TensorType
 from ingot.kernels import TACTICS, Kernel, Operand, Params, Site, Step, Tactic
+from ingot.lower import Launch, Program
 from ingot.runtime.bench import CpuDevice, undisturbed
+from ingot.runtime.compiler import CodeCache
 from ingot.runtime.host import host_target
+from ingot.runtime.session import Session
 from ingot.target import Target
 from ingot.tune import Choice, Progress, Trial, TuningCache, tune
 from ingot.tune.clock import race
 from ingot.tune.lock import timing_turn
-from ingot.tune.sample import difference, sample_inputs, sum_length
+from ingot.tune.sample import difference, overwritable, sample_inputs, sum_length
 
 TARGET = host_target(2)
 
@@ -166,6 +170,71 @@ def test_a_cached_choice_outside_the_space_is_not_taken(handmade: None, tmp_path
     cache.put(Choice(ROW_SITE.key, "test.gone", {"kernel": 0}, 1e-6, True))
     cache.put(Choice(ADD_SITE.key, "test.handmade", {"kernel": 3}, 1e-6, True))
     assert tune(program(), TARGET, None, TuningCache(tmp_path, TARGET, "v")).cached == 1
+
+
+# --- in place -----------------------------------------------------------------------------------------------------
+
+MIXED = Site((Step("Neg", (0,), (), (T,)), Step("Add", (~0, 1), (), (T,))), (Operand(T), Operand(T)), (Operand(T),),
+             tuple(SYMBOLS.values()))
+AT_ONCE = loop("at_once", "%m = fneg float %a\n  %r = fadd float %m, %b")
+FIRST = loop("first", "%r = fneg float %a")
+SECOND = loop("second", "%o = load float, ptr %later\n  %r = fadd float %o, %b")
+IN_TWO = Kernel("in_two", FIRST.code + SECOND.code.replace(
+    "%o = load", "%later = getelementptr float, ptr %o.p, i64 %i\n  %o = load"), ("first", "second"))
+
+
+class Mixed(Handmade):
+    """Negates and adds, at once or in two passes over the output."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+
+    def declines(self, site: Site, target: Target) -> str | None:
+        return None if site == MIXED else "another site"
+
+    def space(self, site: Site, target: Target) -> Iterator[Params]:
+        yield {}
+
+    def emit(self, site: Site, params: Params, target: Target) -> Kernel:
+        return self.kernel
+
+
+def mixed_program() -> Program:
+    """y = -(-x + t) + (-x + t), with t = -x + x: t dies at its second reader, x is the caller's."""
+    launches = tuple(Launch(MIXED, reads, (out,)) for reads, out in (
+        (("x", "z"), "t"), (("x", "t"), "u"), (("x", "u"), "v"), (("z", "v"), "y")))
+    return Program(("x", "z"), ("y",), launches, {}, {}, dict.fromkeys("xztuvy", T), SYMBOLS)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(("kernel", "in_place", "reused"), [(AT_ONCE, (0, 1), 2), (IN_TWO, (0,), 0)])
+def test_a_result_takes_an_operands_memory_only_where_that_was_found_right(
+        kernel: Kernel, in_place: tuple[int, ...], reused: int, monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path) -> None:
+    monkeypatch.setitem(TACTICS, "x86", (Mixed(kernel),))
+    cache = TuningCache(tmp_path, TARGET, "v")
+    found = tune(mixed_program(), TARGET, CpuDevice(TARGET), cache)
+    assert found.choices[MIXED.key].in_place == in_place
+    assert TuningCache(tmp_path, TARGET, "v").get(MIXED.key) == found.choices[MIXED.key]
+    made = make_variant(mixed_program(), TARGET, found.choices, found.kernels)
+    assert len(made.plan.reused) == reused
+    session = Session(Engine("mixed", graph(), (made,)), 2, variant=made, cache=CodeCache(tmp_path / "code"))
+    x, z = (np.random.default_rng(k).standard_normal((7, 4)).astype(np.float32) for k in (0, 1))
+    u = -x + (-x + z)
+    assert np.allclose(session.run(x, z)["y"], -z + (-x + u), 1e-5, 1e-5)
+
+
+def test_only_what_is_read_where_it_is_written_may_be_overwritten() -> None:
+    norm = Step("LayerNormalization", (0, 1), (), (T,))
+    scale = Operand(TensorType(F32, (4,)), None, True)
+    assert overwritable(MIXED) == [0, 1]
+    assert overwritable(Site((norm,), (Operand(T), scale), (Operand(T),))) == [0]
+    product = Step("MatMul", (0, 1), (), (T,))
+    square = Operand(TensorType(F32, (4, 4)))
+    assert overwritable(Site((product,), (Operand(T), square), (Operand(T),))) == []
+    residual = Site((product, Step("Add", (~0, 0), (), (T,))), (Operand(T), square), (Operand(T),))
+    assert overwritable(residual) == []             # the main step reads it whole
+    assert overwritable(Site(residual.steps, residual.inputs, (Operand(T, (8, 1)),))) == []
 
 
 # --- the cache ------------------------------------------------------------------------------------------------------

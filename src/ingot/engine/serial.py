@@ -253,14 +253,15 @@ def choice_to_json(choice: Choice) -> Json:
     """A choice with its trials."""
     return [choice.site, choice.tactic, [[k, int(v)] for k, v in choice.params.items()], _time_to_json(choice.seconds),
             choice.tuned, [[t.tactic, [[k, int(v)] for k, v in t.params.items()], _time_to_json(t.seconds), t.note]
-                           for t in choice.trials]]
+                           for t in choice.trials], list(choice.in_place)]
 
 
 def choice_from_json(value: Json) -> Choice:
     """The choice that was written."""
-    site, tactic, params, seconds, tuned, trials = value
+    site, tactic, params, seconds, tuned, trials, in_place = value
     return Choice(str(site), str(tactic), _params(params), _time_from_json(seconds), bool(tuned),
-                  tuple(Trial(str(t), _params(p), _time_from_json(s), str(n)) for t, p, s, n in trials))
+                  tuple(Trial(str(t), _params(p), _time_from_json(s), str(n)) for t, p, s, n in trials),
+                  tuple(int(i) for i in in_place))
 
 
 def plan_to_json(plan: MemoryPlan) -> Json:

@@ -9,8 +9,8 @@ import numpy as np
 from ingot.engine.engine import Variant
 from ingot.kernels import Kernel
 from ingot.kernels.reference import to_physical
-from ingot.lower import Program
-from ingot.plan import plan_memory
+from ingot.lower import Launch, Program
+from ingot.plan import InPlace, plan_memory
 from ingot.target import Target
 from ingot.tune import Choice, default_choice, generator_version, tactic_named
 
@@ -40,7 +40,14 @@ def make_variant(program: Program, target: Target, choices: Mapping[str, Choice]
                for x in program.launches]
     keys = {x.site.key for x in program.launches if x.native}
     return Variant(target, generator_version(), replace(program, constants=kept), {k: chosen[k] for k in sorted(keys)},
-                   packed, plan_memory(program, demands, target.threads), dict(report or {}))
+                   packed, plan_memory(program, demands, target.threads, in_place_by(chosen)), dict(report or {}))
+
+
+def in_place_by(choices: Mapping[str, Choice]) -> InPlace:
+    """Which reads a launch may write its result over: those its race found right, none for an untuned choice."""
+    def rule(launch: Launch) -> tuple[int, ...]:
+        return choices[launch.site.key].in_place if launch.native else ()
+    return rule
 
 
 def _packed(program: Program, choices: Mapping[str, Choice], target: Target) -> dict[tuple[int, int], np.ndarray]:

@@ -87,13 +87,16 @@ class CpuStand:
         return self._code[kernel.code]
 
     def outputs(self, kernel: Kernel, inputs: Sequence[np.ndarray], packed: Mapping[int, np.ndarray],
-                sizes: Mapping[str, int], threads: int, fill: int) -> list[np.ndarray]:
-        """Logical outputs of one guarded run on `threads` threads. Raises CandidateError."""
+                sizes: Mapping[str, int], threads: int, fill: int, over: int | None = None) -> list[np.ndarray]:
+        """Logical outputs of one guarded run on `threads` threads. Raises CandidateError.
+
+        `over` names an input whose memory the output takes.
+        """
         physical = [packed[i] if i in packed else to_physical(a, o.type.at(sizes))
                     for i, (a, o) in enumerate(zip(inputs, self._site.inputs, strict=True))]
         pool = pool_for(self._target, threads, self._cache) if threads > 1 else None
         found = run_kernel(kernel, self._site, self._target, physical, sizes, threads, fill=fill,
-                           library=self._library(kernel), pool=pool)
+                           library=self._library(kernel), pool=pool, over=over)
         return [from_physical(a, o.type.at(sizes)) for a, o in zip(found, self._site.outputs, strict=True)]
 
     def timer(self, kernel: Kernel, inputs: Sequence[np.ndarray], packed: Mapping[int, np.ndarray],

@@ -71,13 +71,13 @@ def _gaps(operand: Operand, memory: Guarded, view: np.ndarray, fill: int) -> boo
 def run_kernel(kernel: Kernel, site: Site, target: Target, arrays: Sequence[np.ndarray] | Mapping[int, np.ndarray],
                bindings: Mapping[str, int] | None = None, threads: int = 1, *, fill: int = 0xFF,
                library: Library | None = None, cache: CodeCache | None = None, pool: Pool | None = None,
-               ) -> list[np.ndarray]:
+               over: int | None = None) -> list[np.ndarray]:
     """Run a kernel once and give its outputs, in physical form (dense copies).
 
     `arrays` are the site's inputs in physical form (`to_physical`), a packed array in the place of an operand that
     the tactic packs. The threads' parts run one after the other, phase by phase, which is one of the orders that
     the pool may take; with `pool` they run on its threads. Outputs, workspace and scratch hold bytes `fill` on entry
-    (NaN for 0xFF).
+    (NaN for 0xFF); `over` names an input whose memory the (only) output takes.
     Raises CandidateError for code that LLVM refuses or that writes where it must not.
     """
     bound = dict(bindings or {})
@@ -94,7 +94,11 @@ def run_kernel(kernel: Kernel, site: Site, target: Target, arrays: Sequence[np.n
             memory.body[:] = given.reshape(-1).view(np.uint8)
         held.append((f"input {position}", memory))
     before = [memory.body.copy() for _, memory in held]
-    outputs = [_placed(operand, bound, fill) for operand in site.outputs]
+    if over is None:
+        outputs = [_placed(operand, bound, fill) for operand in site.outputs]
+    else:
+        outputs = [(held[over][1], held[over][1].body.view(site.output.dtype.numpy).reshape(
+            tuple(evaluate(d, bound) for d in site.output.physical)))]
     held += [(f"output {i}", memory) for i, (memory, _) in enumerate(outputs)]
     scratch = evaluate(kernel.scratch, bound)
     held.append(("the workspace", Guarded(evaluate(kernel.workspace, bound), fill)))
@@ -114,8 +118,8 @@ def run_kernel(kernel: Kernel, site: Site, target: Target, arrays: Sequence[np.n
     for name, memory in held:
         if why := memory.touched():
             raise CandidateError(f"the kernel writes outside {name}", where=kernel.name, why=(why,))
-    for (name, memory), old in zip(held, before, strict=False):
-        if (memory.body != old).any():
+    for k, ((name, memory), old) in enumerate(zip(held, before, strict=False)):
+        if k != over and (memory.body != old).any():
             raise CandidateError(f"the kernel writes to {name}", where=kernel.name)
     for operand, (memory, view) in zip(site.outputs, outputs, strict=True):
         if _gaps(operand, memory, view, fill):

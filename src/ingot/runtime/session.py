@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from ingot.engine import Engine, Variant
+from ingot.engine.variant import in_place_by
 from ingot.env import cache_folder, read
 from ingot.errors import EngineError, InternalError
 from ingot.graph import evaluate
@@ -62,7 +63,7 @@ class Session:
             raise EngineError(f"the engine '{engine.name}' is not sound", why=tuple(wrong[:3]),
                               mend="build the engine anew")
         if self.threads > chosen.plan.threads:      # scratch areas for more threads than the engine was planned for
-            self.plan = plan_memory(program, demands, self.threads)
+            self.plan = plan_memory(program, demands, self.threads, in_place_by(chosen.choices))
         self._codes = codes
         self._pool = pool_for(chosen.target, self.threads, store)
         self._arena = Block(self.plan.arena)

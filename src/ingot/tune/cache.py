@@ -31,7 +31,8 @@ def _choice(body: Mapping[str, object]) -> Choice:
                          None if t[2] is None else _seconds(t[2]), str(t[3]))
                    for t in body["trials"])      # type: ignore[attr-defined]
     params = {str(k): int(v) for k, v in body["params"]}         # type: ignore[attr-defined]
-    return Choice(str(body["site"]), str(body["tactic"]), params, _seconds(body["seconds"]), True, trials)
+    return Choice(str(body["site"]), str(body["tactic"]), params, _seconds(body["seconds"]), True, trials,
+                  tuple(int(i) for i in body["in_place"]))      # type: ignore[attr-defined]
 
 
 def _seconds(value: object) -> float:
@@ -93,6 +94,7 @@ class TuningCache:
             return
         body = {"form": _FORM, "target": self.target.fingerprint, "generator": self.generator, "site": choice.site,
                 "tactic": choice.tactic, "params": [*choice.params.items()], "seconds": choice.seconds,
+                "in_place": list(choice.in_place),
                 "trials": [[t.tactic, [*t.params.items()], t.seconds, t.note] for t in choice.trials]}
         with suppress(OSError):                                     # a full disk must not end a build
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

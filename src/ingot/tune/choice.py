@@ -31,7 +31,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidate that serves a site: the winner of a race when `tuned`, else the default or the best so far."""
+    """The candidate that serves a site: the winner of a race when `tuned`, else the default or the best so far.
+
+    `in_place` are the inputs whose memory the result may take: the kernel was found right that way, too.
+    """
 
     site: str                   # the site's key
     tactic: str
@@ -39,6 +42,7 @@ class Choice:
     seconds: float | None = None
     tuned: bool = False
     trials: tuple[Trial, ...] = field(default=(), compare=False)
+    in_place: tuple[int, ...] = ()
 
     @property
     def point(self) -> str:

@@ -12,6 +12,7 @@ from ingot.ops import OPS
 
 UNIT = {"f64": 2.0**-53, "f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}      # unit roundoff
 _LAMBDA = 16.0      # both sides round; generous, as a kernel that is wrong is wrong by far more
+_ROWS = frozenset({"LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax"})
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "MatMulInteger", "ConvInteger"})
 
 
@@ -58,6 +59,22 @@ def sample_inputs(site: Site, sizes: Mapping[str, int], constants: Mapping[int, 
     known = constants or {}
     return [known[i] if i in known else _values(operand.type.at(sizes), rng, _index_limit(site, i, sizes))
             for i, operand in enumerate(site.inputs)]
+
+
+def overwritable(site: Site) -> list[int]:
+    """The inputs of the result's very form that are read element by element, or row by row, where it is written."""
+    if len(site.outputs) != 1 or site.outputs[0].strides is not None:
+        return []
+    found = []
+    pointwise = all(s.op in OPS and OPS[s.op].pointwise for s in site.steps)
+    for i, operand in enumerate(site.inputs):
+        readers = [k for k, step in enumerate(site.steps) if i in step.inputs]
+        late = all(k > site.main for k in readers)
+        rows = readers == [site.main] and site.op in _ROWS and site.step.inputs[0] == i
+        plain = not operand.constant and operand.strides is None and operand.type == site.output
+        if plain and readers and (pointwise or late or rows):
+            found.append(i)
+    return found
 
 
 def sum_length(site: Site, sizes: Mapping[str, int]) -> float:

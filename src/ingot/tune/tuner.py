@@ -20,7 +20,7 @@ from ingot.tune.cache import TuningCache
 from ingot.tune.choice import POINTS, Choice, Trial, default_choice, tactic_named, usable
 from ingot.tune.clock import Timer, race
 from ingot.tune.lock import timing_turn
-from ingot.tune.sample import difference, opt_sizes, sample_inputs, small_sizes, tolerance
+from ingot.tune.sample import difference, opt_sizes, overwritable, sample_inputs, small_sizes, tolerance
 
 _LOG = logging.getLogger("ingot")
 
@@ -32,8 +32,11 @@ class Stand(Protocol):
     """One site set up on the device."""
 
     def outputs(self, kernel: Kernel, inputs: Sequence[np.ndarray], packed: Packed, sizes: Mapping[str, int],
-                threads: int, fill: int) -> list[np.ndarray]:
-        """Logical outputs of one guarded run; memory holds bytes `fill` before. Raises CandidateError."""
+                threads: int, fill: int, over: int | None = None) -> list[np.ndarray]:
+        """Logical outputs of one guarded run; memory holds bytes `fill` before. Raises CandidateError.
+
+        `over` names an input whose memory the (only) output takes.
+        """
 
     def timer(self, kernel: Kernel, inputs: Sequence[np.ndarray], packed: Packed, sizes: Mapping[str, int]) -> Timer:
         """What runs the kernel so many times in a row and gives the seconds. Raises CandidateError."""
@@ -112,9 +115,10 @@ class SiteRace:
             self._wanted[key] = run_site(self.site, self._given(sizes), sizes)
         return self._wanted[key]
 
-    def _wrong(self, entrant: _Entrant, sizes: Mapping[str, int], threads: int, fill: int) -> str | None:
+    def _wrong(self, entrant: _Entrant, sizes: Mapping[str, int], threads: int, fill: int,
+               over: int | None = None) -> str | None:
         assert entrant.kernel is not None       # emitted before it is judged
-        found = self._stand.outputs(entrant.kernel, self._given(sizes), entrant.packed, sizes, threads, fill)
+        found = self._stand.outputs(entrant.kernel, self._given(sizes), entrant.packed, sizes, threads, fill, over)
         bar = tolerance(self.site, sizes)
         for k, (a, b) in enumerate(zip(found, self._right(sizes), strict=True)):
             if why := difference(a, b, bar):
@@ -195,9 +199,23 @@ class SiteRace:
                 entrant.seconds = None          # the time of a wrong kernel says nothing
         return best
 
+    def in_place(self, entrant: _Entrant) -> tuple[int, ...]:
+        """The inputs whose memory the result may take: alike in form, read where the result is written, and tried."""
+        all_ = max(2, self._target.threads)
+        cases = [(small_sizes(self.site), 1), (small_sizes(self.site), all_), (opt_sizes(self.site), all_)]
+        found: list[int] = []
+        for over in overwritable(self.site):
+            try:
+                if not any(self._wrong(entrant, sizes, threads, 0xFF, over) for sizes, threads in cases):
+                    found.append(over)
+            except CandidateError:
+                continue
+        return tuple(found)
+
     def choice(self, entrant: _Entrant, *, tuned: bool) -> Choice:
         tried = tuple(e.trial for e in self.entrants if e.note or e.seconds is not None)
-        return Choice(self.site.key, entrant.tactic.name, entrant.params, entrant.seconds, tuned, tried)
+        return Choice(self.site.key, entrant.tactic.name, entrant.params, entrant.seconds, tuned, tried,
+                      self.in_place(entrant) if tuned else ())
 
 
 def _sites(program: Program) -> dict[str, tuple[Site, int, dict[int, np.ndarray]]]:
