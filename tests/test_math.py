@@ -117,10 +117,11 @@ def test_powers_of_one_exponent(isa: str, exponent: float) -> None:
 
 @pytest.mark.parametrize("isa", list(targets()))
 def test_gelu_is_near_enough(isa: str) -> None:
-    """Not a basic function: 4e-7 absolutely, and 25 ulp down to -5, where the reference itself cancels."""
+    """Not a basic function: its error is stated absolutely, as the reference itself cancels below 0."""
     x = np.linspace(-14, 14, 1 << 18).astype(np.float32)
     d = torch.from_numpy(x).double()
     want = (d * 0.5 * torch.special.erfc(-d / 2**0.5)).numpy()
     got = computed("gelu", targets()[isa], x)
     assert np.abs(got - want).max() < 4e-7
-    assert ulps(got, want)[x > -5].max() < 25
+    assert (np.abs(got - want) <= 5e-7 * np.abs(x)).all()
+    assert ulps(got, want)[x > 0].max() < 6
