@@ -287,3 +287,14 @@ def test_every_tactic_compiles_for_an_absent_instruction_set(form) -> None:
                 assert "fmla" in assembly(tactic.emit(site, next(iter(tactic.space(site, target))), target), target)
 
 
+
+
+def test_the_plain_tactic_leaves_to_others_what_they_take() -> None:
+    target = host_target(1, "avx512")
+    plain = PlainConvolution(*TACTICS[:-1])
+    assert "x86.conv_im2col" in str(plain.declines(make_site(**FORMS["same"]), target))
+    # a longer epilogue, or a strided result, than the fast tactic takes
+    narrow = with_epilogue(FORMS["same"], "plane", "", "")
+    assert "x86.conv_im2col" in str(plain.declines(narrow, target))
+    assert plain.declines(make_site(**GROUPED["resnext"], layout_in="c16", layout_out="c16"), target) is None
+    assert plain.declines(make_site(**FORMS["same"], constant=False), target) is None

@@ -12,9 +12,11 @@ from ingot.kernels.x86.matmul import TiledMatMul
 from ingot.kernels.x86.matmul_plain import PlainMatMul
 from ingot.kernels.x86.matmul_strassen import StrassenMatMul
 
+_CONVOLUTIONS = (ProductConvolution(), DirectConvolution(), StemConvolution(), DepthwiseConvolution(),
+                 TransposedConvolution(), Im2colConvolution())
+
 TACTICS["x86"] = TACTICS["neon"] = (
-    ProductConvolution(), DirectConvolution(), StemConvolution(), DepthwiseConvolution(), TransposedConvolution(),
-    Im2colConvolution(), WinogradConvolution(), PlainConvolution(),
+    *_CONVOLUTIONS, WinogradConvolution(), PlainConvolution(*_CONVOLUTIONS),
 
     TiledMatMul(), StrassenMatMul(), PlainMatMul(),
     BlockedAttention(),

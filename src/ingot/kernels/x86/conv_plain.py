@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 
-from ingot.kernels import Kernel, Params, Site, Tactic
+from ingot.kernels import Kernel, Operand, Params, Site, Tactic
 from ingot.kernels.codegen import Code, Int, Value, Variable, isa_of, vector
 from ingot.kernels.codegen.tile import lanes_of
 from ingot.kernels.x86.conv_form import Epilogue, Form, declines_epilogue, form, pack_channels
@@ -18,13 +19,24 @@ from ingot.target import Target
 
 
 class PlainConvolution(Tactic):
-    """Serves every form; never the fastest where another tactic can."""
+    """Serves every form, and leaves those to `faster` tactics that they take.
+
+    It would only lengthen the race there. Nor does it take a longer epilogue or a strided result than they do: what
+    that saves is less than what the slow kernel costs.
+    """
 
     name = "x86.conv_plain"
 
+    def __init__(self, *faster: Tactic) -> None:
+        self._faster = faster
+
     def declines(self, site: Site, target: Target) -> str | None:
         found = form(site)
-        return found if isinstance(found, str) else declines_epilogue(site)
+        if isinstance(found, str):
+            return found
+        bare = replace(site, steps=site.steps[:1], outputs=(Operand(site.steps[0].types[0]),))
+        better = next((t.name for t in self._faster if t.declines(bare, target) is None), None)
+        return declines_epilogue(site) or (better and f"{better} takes the convolution")
 
     def pack(self, site: Site, params: Params, target: Target,
              constants: Mapping[int, np.ndarray]) -> Mapping[int, np.ndarray]:
