@@ -160,6 +160,13 @@ def test_the_plane_of_blocks_is_pooled_to_plain_channels(op: str, channels: int)
               {"N": 2}, "x86.reduction")
 
 
+def test_the_pooled_plane_with_steps_after_it() -> None:
+    for channels, layout in ((32, "c16"), (19, "c16"), (19, "c8"), (19, "")):
+        out = t(N, channels, 1, 1)
+        agree(Site((step("GlobalAveragePool", 0, t=out), step("Mul", ~0, 1, t=out), step("Sigmoid", ~1, t=out)),
+                   (Operand(t(N, channels, 3, 4, layout=layout)), Operand(t(channels, 1, 1))), (Operand(out),), SYMBOLS))
+
+
 def test_pooling_with_steps_after_it() -> None:
     for layout, channels in (("", 5), ("c16", 32), ("c8", 24), ("c16", 19)):
         x, y = t(N, channels, 11, 9, layout=layout), t(N, channels, 6, 5, layout=layout)
