@@ -279,11 +279,15 @@ class _Emission:
             tile.clear()
             left = code.offset(sums, code.mul(i, self.piece))
 
+            ahead, stride = self._ahead(tables, r, group, code.div(code.sub(i, low), self.height))
+
             def depth(terms: int) -> None:
                 sources = parts[:terms] or [right]
 
                 def step(k: Int) -> None:
                     a, at = code.offset(left, k), code.mul(k, self.width)
+                    if not terms:
+                        code.prefetch(code.offset(ahead, code.mul(k, stride)), 2)
 
                     def column(v: int) -> Value:
                         places = [code.offset(x, code.add(at, v * lanes)) for x in sources]
@@ -308,6 +312,23 @@ class _Emission:
             with code.when(code.compare("==", r, self.products - 1)):
                 self._foretell(i, group)
             self._add(tables, r, tile, code.mul(code.sub(i, low), self.width), results)
+
+    def _ahead(self, tables: _Tables, r: Int, group: Int, tile: Int) -> tuple[Value, Value]:
+        """Where the lines start that a tile asks for, and how far apart they are, one per step of the depth: the
+        first tiles of a product walk over the right-hand parts of the next one, which would wait for L3 otherwise.
+        Later tiles have nothing to ask for: they stay at one line."""
+        code = self.code
+        after = code.rem(code.add(r, 1), self.products)
+        following = code.add(group, code.select(code.compare("==", after, 0), code.value(1), code.value(0)))
+        turns = -(-self.width // 16)            # tiles it takes to walk over one part
+        turn = code.max(code.sub(tile, 1), 0)
+        part = code.min(code.div(turn, turns), tables.most - 1)
+        place = code.add(tables.number(tables.right, code.add(code.mul(after, tables.most), part)),
+                         code.mul(code.rem(turn, turns), self.piece * 16))
+        base = code.mul(following, self.depth * self.width)
+        asks = code.compare("<", turn, code.mul(tables.number(tables.right_count, after), turns))
+        return (code.offset(code.buffer(self.form.right), code.add(base, place)),
+                code.select(asks, code.value(16), code.value(0)))
 
     def _add(self, tables: _Tables, r: Int, tile: Tile, first: Int, results: Value) -> None:
         """A tile, added to the parts of the result."""
