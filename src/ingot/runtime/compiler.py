@@ -84,6 +84,9 @@ def _private(folder: Path) -> bool:
     return found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077
 
 
+_PASSES = "sroa simplify-cfg"      # enters the key of compiled code
+
+
 @cache
 def _initialized() -> None:
     llvm.initialize_all_targets()
@@ -106,7 +109,7 @@ def _machine(target: Target) -> llvm.TargetMachine:
 def code_key(code: str, target: Target) -> str:
     """What names compiled code: the text it came from, and everything the compiler was told."""
     version = ".".join(map(str, llvm.llvm_version_info))
-    return f"{hashlib.sha256(code.encode()).hexdigest()} llvm {version} {target.kind} {target.cpu} {_features(target)}"
+    return f"{hashlib.sha256(code.encode()).hexdigest()} llvm {version} {_PASSES} {target.kind} {target.cpu} {_features(target)}"
 
 
 def _optimized(code: str, target: Target, name: str) -> tuple[llvm.ModuleRef, llvm.TargetMachine]:
@@ -117,11 +120,11 @@ def _optimized(code: str, target: Target, name: str) -> tuple[llvm.ModuleRef, ll
     except RuntimeError as error:
         raise CandidateError("LLVM refuses the kernel's code", where=name, why=(str(error).strip(),)) from None
     module.triple = _TRIPLES[target.kind]
-    # kernels are explicit about loops and vectors: stack slots into registers and common addresses are all that is
-    # left to do. The whole of -O2 takes 5-8 times as long and gave no faster kernel.
+    # Kernels are explicit about loops and vectors: stack slots into registers is all that is left to do. The whole of
+    # -O2 takes twice as long and gave no faster kernel (pooling was slower). NewGVN is left out for good: it makes
+    # sums of a loop's counter into phis of constants, which are wrong from the third turn on (LLVM 22).
     passes = llvm.create_new_function_pass_manager()
     passes.add_sroa_pass()
-    passes.add_new_gvn_pass()
     passes.add_simplify_cfg_pass()
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
     for function in module.functions:
