@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_conv import EPILOGUES, LAYOUTS, check, convolved, make_site, with_epilogue
 
 from ingot.graph import F32, F64, TensorType
-from ingot.kernels import TACTICS, Operand, able
+from ingot.kernels import TACTICS, Operand, Params, Site, able
 from ingot.kernels.codegen import target_for
 from ingot.kernels.codegen.winograd import filtering, symmetric
 from ingot.kernels.x86.conv_winograd import WinogradConvolution
@@ -23,9 +24,20 @@ from ingot.runtime.bench import CpuDevice
 from ingot.runtime.compiler import assembly
 from ingot.runtime.harness import run_logical
 from ingot.runtime.host import host_target
+from ingot.target import Target
 from ingot.tune import Choice, TuningCache, tune
 
-TACTIC = WinogradConvolution()
+
+class EverySize(WinogradConvolution):
+    """The points of the space, and as many with tiles of 6 x 6, which only large images get."""
+
+    def space(self, site: Site, target: Target) -> Iterator[Params]:
+        points = list(super().space(site, target))
+        yield from points
+        yield from ({**p, "size": 6} for p in points if p["size"] == 4)
+
+
+TACTIC = EverySize()
 POINTS = 6
 FORMS = {
     "same": {"x": (2, 16, 14, 14), "w": (32, 16, 3, 3), "pads": (1, 1, 1, 1)},
@@ -132,6 +144,15 @@ def test_the_error_beside_direct_sums(size: int, times: float) -> None:
     direct = next(t for t in TACTICS["x86"] if t.name == "x86.conv_direct_blocked")
     point = next(p for p in TACTIC.space(site, target) if p["size"] == size)
     assert error(TACTIC, point) <= times * error(direct, next(iter(direct.space(site, target))))
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(("side", "sizes"), [(7, {2, 4}), (28, {2, 4}), (200, {2, 4, 6})])
+def test_the_largest_tiles_are_for_large_images(side: int, sizes: set[int]) -> None:
+    site = make_site(x=(1, 64, side, side), w=(64, 64, 3, 3), pads=(1, 1, 1, 1), layout_in="c16", layout_out="c16")
+    found = list(WinogradConvolution().space(site, host_target(2, "avx512")))
+    assert {p["size"] for p in found} == sizes
+    assert len(found) <= POINTS
 
 
 # --- exact builds ---------------------------------------------------------------------------------------------------

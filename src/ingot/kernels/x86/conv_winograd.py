@@ -31,6 +31,10 @@ from ingot.target import Target
 _INLINE = 3             # epilogues of up to this many steps are emitted for every pixel of a tile
 _KEEP = 512 << 10       # bytes of V and M that stay in the second-level cache beside the weights
 _SIZES = (4, 2, 6)
+_GAIN = 0.9             # estimated cycles of m = 6 over those of the others' best, at most
+_TURNS = 12             # register tiles per block, at most
+_NEAR, _FAR = 64, 24    # bytes of weights per cycle that do not hide behind products: from the second-level cache, not
+_AHEAD = 1024           # floats of weights that are asked for ahead of their use
 
 
 class WinogradConvolution(Tactic):
@@ -95,20 +99,24 @@ def _odd_lines(floats: int, lanes: int) -> int:
 
 
 def _points(f: Form, isa: Isa, threads: int, sizes: Mapping[str, int]) -> Iterator[Params]:
-    """For each size of tile, and both ways to share the work, the point with the least estimated cycles."""
+    """For each size of tile, and both ways to share the work, the point with the least estimated cycles.
+
+    m = 6 costs accuracy: it is tried once, and only where much is to be gained.
+    """
     ranked: list[tuple[float, Params]] = []
     count, unit = vectors_of(f, isa.lanes), f.out.block // isa.lanes
     for size in _SIZES:
         tiles = _grid(f, size)[0] * _grid(f, size)[1] * evaluate(f.batch, sizes)
+        found: list[tuple[float, Params]] = []
         for split in (0, 1):
-            found: list[tuple[float, Params]] = []
-            for vectors in range(unit, 7, unit):
-                if count % vectors:
-                    continue
-                for rows in range(2, 17):
-                    if fits(isa, rows, vectors):
-                        found += _blocks(f, isa, threads, tiles, split, size, rows, vectors, count)
-            ranked.append(min(found, key=lambda c: c[0]))
+            tried = [c for vectors in range(unit, 7, unit) if count % vectors == 0
+                     for rows in range(2, 17) if fits(isa, rows, vectors)
+                     for c in _blocks(f, isa, threads, tiles, split, size, rows, vectors)]
+            found.append(min(tried, key=lambda c: c[0]))
+        if size == 6:
+            best = min(found, key=lambda c: c[0])
+            found = [best] if best[0] < _GAIN * min(c for c, _ in ranked) else []
+        ranked += found
     yield from (p for _, p in sorted(ranked, key=lambda c: c[0]))
 
 
@@ -120,32 +128,39 @@ def _grid(f: Form, size: int) -> tuple[int, int]:
     return -(-height // size), -(-width // size)
 
 
-def _blocks(f: Form, isa: Isa, threads: int, tiles: int, split: int, size: int, rows: int, vectors: int,
-            count: int) -> Iterator[tuple[float, Params]]:
+def _blocks(f: Form, isa: Isa, threads: int, tiles: int, split: int, size: int, rows: int,
+            vectors: int) -> Iterator[tuple[float, Params]]:
     """Numbers of tiles per block for one register tile, each with its estimated cycles."""
-    square, parts = (size + 2) ** 2, count // vectors
-    step = 1 + 0.5 / (rows * vectors) * max(0, 12 - rows * vectors) + 0.4 / vectors * (vectors > 1) + 1.2 / rows
-    v_row = _odd_lines(f.channels, isa.lanes)
-    for turns in range(1, 1 + max(1, -(-tiles // rows))):
+    square, count = (size + 2) ** 2, vectors_of(f, isa.lanes)
+    parts = count // vectors
+    spans = [s for s in range(1, parts + 1) if parts % s == 0] if split == 0 else [1]
+    v_row = _odd_lines(f.channels, isa.lanes) * (1 - split)
+    loads = 1 + 0.15 / (rows * vectors) * max(0, 8 - rows * vectors) + 0.1 / rows + 0.02 / vectors
+    transforms = tiles / threads * square * 5 * (f.channels / isa.lanes + count)
+    weights = square * f.channels * count * isa.lanes * 4
+    for turns in range(1, 1 + min(_TURNS, -(-tiles // rows))):
         block = turns * rows
-        spans = [s for s in range(1, parts + 1) if parts % s == 0] if split == 0 else [1]
-        keep = square * block * 4
-        fitting = [s for s in spans if keep * (v_row * (1 - split) + s * vectors * isa.lanes) <= _KEEP]
+        fitting = [s for s in spans if square * block * 4 * (v_row + s * vectors * isa.lanes) <= _KEEP]
         if turns > 1 and not fitting:
-            break
+            return
         span = max(fitting, default=1)
         blocks = -(-tiles // block)
-        tasks = blocks * (1 if split == 0 else parts)
         last = -(-(tiles - (blocks - 1) * block) // rows) * rows        # rows computed of the last block
-        share = -(-tasks // threads) * block if split == 0 or blocks > 1 else -(-tasks // threads) * last
-        share = max(share, (tiles if split == 0 else tiles * parts) // threads)
-        work = share * square * f.channels * vectors * (parts if split == 0 else 1)
-        cycles: float = work * step
-        cycles += tiles / threads * square * 4.5 * (f.channels / isa.lanes + count)     # the transforms
-        streamed = square * f.channels * count * isa.lanes * 4
+        share = _share(blocks, 1 if split == 0 else parts, block, last, threads)
+        work = share * square * f.channels * (count if split == 0 else vectors)
         passes = -(-blocks // threads) if split == 0 else max(1, -(-blocks // threads))
-        cycles += passes * streamed / (24.0 if streamed < _KEEP else 10 if streamed < (8 << 20) else 5)
+        cycles = work * loads + transforms + passes * weights / (_NEAR if weights < _KEEP else _FAR)
         yield cycles, {"size": size, "split": split, "rows": rows, "vectors": vectors, "block": block, "span": span}
+
+
+def _share(blocks: int, parts: int, block: int, last: int, threads: int) -> int:
+    """Rows of the busiest thread: tasks are (part, block) in this order, the last block of a part being short."""
+    worst = 0
+    for t in range(threads):
+        low, high = t * blocks * parts // threads, (t + 1) * blocks * parts // threads
+        short = high // blocks - low // blocks
+        worst = max(worst, (high - low - short) * block + short * last)
+    return worst
 
 
 # --- the kernel -----------------------------------------------------------------------------------------------------
@@ -310,6 +325,8 @@ class _Emitter:
             x, u = code.offset(source, c), code.offset(w, code.mul(c, width))
             for k in range(count):
                 step(x, u, k)
+                for i in range(self.vectors):
+                    code.prefetch(code.offset(u, k * width + i * self.lanes + _AHEAD))
 
         whole = depth // unroll * unroll
         if whole:
