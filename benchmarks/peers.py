@@ -46,7 +46,7 @@ def _ingot(path: Path, threads: int, batch: int, batches: Iterable[int], budget:
         axes = "x".join(map(str, (f"batch=1..{batch}..{most}", *entry.shape)))
         start = time.perf_counter()
         ingot.save(ingot.build(path, dict.fromkeys(entry.inputs, axes),
-                               ingot.BuildOptions(threads=threads, budget=budget)), file)
+                               ingot.BuildOptions(threads=threads, budget=budget), original="onnxruntime"), file)
         print(f"  built {file.name} in {time.perf_counter() - start:.1f} s", flush=True)
     return ingot.Session(ingot.load(file, threads=threads), threads)
 

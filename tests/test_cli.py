@@ -1,4 +1,5 @@
 """The command line, end to end on a small model: what it prints, what it writes, how it fails."""
+import io
 import json
 import subprocess
 import sys
@@ -8,8 +9,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
 
 from ingot.cli import main
+from ingot.cli.commands import rich_table
+from ingot.report import Table
 
 pytestmark = pytest.mark.cpu
 
@@ -155,6 +159,13 @@ def test_inspect_shows_passes_race_memory_and_whys(files, capsys):
 def test_inspect_refuses_to_show_the_race_of_a_model(files, capsys):
     assert main(["inspect", str(files[0]), "--race"]) == 1
     assert "ingot build" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_what_stands_in_brackets():
+    console = Console(width=100, file=io.StringIO())
+    console.print(rich_table(Table("t", ("kernel", "us"), (("x86.conv[size=6,rows=2]", 1.5), ("[/b]", None)))))
+    assert "x86.conv[size=6,rows=2]" in console.file.getvalue()
+    assert "[/b]" in console.file.getvalue()
 
 
 def test_version_names_the_device(capsys):

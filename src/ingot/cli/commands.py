@@ -22,6 +22,7 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from ingot.bench import (
     Latency,
@@ -84,17 +85,18 @@ def _print(document: Mapping[str, object] | None, *parts: object) -> None:
         return
     for part in parts:
         if isinstance(part, Table) and sys.stdout.isatty():
-            Console().print(_rich(part))
+            Console().print(rich_table(part))
         else:
             print(part)
 
 
-def _rich(table: Table) -> RichTable:
+def rich_table(table: Table) -> RichTable:
+    """The table as it is drawn on a terminal."""
     made = RichTable(title=table.title, caption=table.note or None, title_justify="left", caption_justify="left")
     for i, column in enumerate(table.columns):
         made.add_column(column, justify="right" if table.is_numeric(i) else "left", overflow="fold")
     for row in table.texts():
-        made.add_row(*row)
+        made.add_row(*map(Text, row))       # as text: what stands in brackets is no markup
     return made
 
 
