@@ -1,11 +1,13 @@
 """What documents derive is up to date, and what they promise exists."""
 import importlib.util
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import ingot
+from ingot import BuildOptions
 from ingot.cli import app, main
 
 REPOSITORY = Path(__file__).parents[1]
@@ -40,6 +42,13 @@ def test_every_command_has_json_and_an_example():
     for command in app.registered_commands:
         assert "as_json" in command.callback.__annotations__
         assert "Example: ingot " in command.callback.__doc__
+
+
+def test_every_build_option_is_a_flag_with_its_own_help():
+    page = (REPOSITORY / "docs" / "cli.md").read_text().partition("## ingot build")[2].partition("## ")[0]
+    for option in fields(BuildOptions):
+        assert f"`--{option.name.replace('_', '-')}`" in page, option.name
+        assert option.metadata["help"] in page, option.name
 
 
 def test_names_the_readme_uses_are_public():

@@ -15,6 +15,10 @@ where k(node) is the length of the node's sum (inner size of a product, window t
 of the reduced axes), 16 for a mathematical function (2 ulp are 4 u, and squares add), 1 for other arithmetic, and 0
 for what only moves data. Both sides round, which doubles the error. With lambda = 8, fewer than one element in 10^13
 of a right answer lies beyond the tolerance.
+
+Kernels that need fewer products than their op is defined by (minimal filtering, Strassen's scheme) have errors of up
+to ten times those of the plain sum. The tolerance grants them nothing extra; they fit because the bound takes every
+node's error in full, and real networks stay about a hundred times below it (the verdict says how far).
 """
 from __future__ import annotations
 
