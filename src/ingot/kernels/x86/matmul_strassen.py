@@ -58,6 +58,7 @@ class StrassenMatMul(Tactic):
     """Strassen's scheme `levels` times over: products from `rows` x `vectors` tiles, `block` tiles of rows at once."""
 
     name = "x86.matmul_strassen"
+    exact = False
 
     def declines(self, site: Site, target: Target) -> str | None:
         form = form_of(site)
