@@ -112,7 +112,6 @@ def build(
     budget: Annotated[float | None, typer.Option("--budget", min=0, metavar="SECONDS", help=HELP["budget"])] = None,
     tune: Annotated[bool, typer.Option("--tune/--no-tune", help=HELP["tune"])] = True,
     exact: Annotated[bool, typer.Option("--exact", help=HELP["exact"])] = False,
-    exact: Annotated[bool, typer.Option("--exact", help=HELP["exact"])] = False,
     strict: Annotated[bool, typer.Option("--strict", help=HELP["strict"])] = False,
     check: Annotated[bool, typer.Option("--verify/--no-verify", help=HELP["verify"])] = True,
     allow_unverified: Annotated[bool, typer.Option("--allow-unverified", help=HELP["allow_unverified"])] = False,
