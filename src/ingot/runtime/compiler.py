@@ -109,7 +109,8 @@ def _machine(target: Target) -> llvm.TargetMachine:
 def code_key(code: str, target: Target) -> str:
     """What names compiled code: the text it came from, and everything the compiler was told."""
     version = ".".join(map(str, llvm.llvm_version_info))
-    return f"{hashlib.sha256(code.encode()).hexdigest()} llvm {version} {_PASSES} {target.kind} {target.cpu} {_features(target)}"
+    told = f"llvm {version} {_PASSES} {target.kind} {target.cpu} {_features(target)}"
+    return f"{hashlib.sha256(code.encode()).hexdigest()} {told}"
 
 
 def _optimized(code: str, target: Target, name: str) -> tuple[llvm.ModuleRef, llvm.TargetMachine]:
