@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -80,6 +81,7 @@ class CpuStand:
         self._code: dict[str, Library] = {}
         self._memory: list[Block] = []                      # of inputs and outputs, for the clock
         self._around: _Around | None = None
+        self._constants: dict[tuple[int, bytes], list[Block]] = {}      # candidates often pack alike
 
     def _library(self, kernel: Kernel) -> Library:
         if kernel.code not in self._code:
@@ -107,13 +109,11 @@ class CpuStand:
             self._memory = [_loaded(o, a, sizes) for o, a in zip(site.inputs, inputs, strict=True)]
             self._memory += [_room(o, sizes) for o in site.outputs]
         addresses = [[b.address] for b in self._memory]
-        blocks: list[Block] = []
         for k, operand in enumerate(site.inputs):
             if not operand.constant:
                 continue
             array = packed[k] if k in packed else to_physical(inputs[k], operand.type.at(sizes))
-            copies = _copies(array)
-            blocks += copies
+            copies = self._copies(k, np.ascontiguousarray(array))
             addresses[k] = [c.address for c in copies]
         work = [Block(evaluate(kernel.workspace, sizes)), Block(evaluate(kernel.scratch, sizes) * threads)]
         addresses += [[b.address] for b in work]
@@ -135,7 +135,7 @@ class CpuStand:
         calls = launch_table([call for t in tables for call in (
             *around.before, *((phase, ctypes.addressof(t), bound) for phase in phases), *around.after)])
         start = ctypes.addressof(calls)
-        kept = (library, blocks, work, self._memory, symbols, tables, calls, around)
+        kept = (library, self._constants, work, self._memory, symbols, tables, calls, around)
 
         def once(times: int) -> float:
             done = 0
@@ -148,6 +148,17 @@ class CpuStand:
             return max(0.05 * spent, spent - times * around.seconds) if kept else 0.0
 
         return lambda times: undisturbed(once, times)
+
+    def _copies(self, operand: int, dense: np.ndarray) -> list[Block]:
+        """Enough copies of a constant that its next use finds it as far away as in a whole network's run."""
+        key = operand, hashlib.sha256(dense.reshape(-1).view(np.uint8)).digest()      # type: ignore[arg-type]
+        if key not in self._constants:
+            found = self._constants[key] = []
+            for _ in range(max(1, min(COPIES, -(-COLD // max(1, dense.nbytes))))):
+                block = Block(dense.nbytes)
+                ctypes.memmove(block.address, address_of(dense), dense.nbytes)
+                found.append(block)
+        return self._constants[key]
 
 
 class _Around:
@@ -207,15 +218,3 @@ def _loaded(operand: Operand, array: np.ndarray, sizes: Mapping[str, int]) -> Bl
     into = array_at(made.address, shape, strides, operand.type.dtype.numpy)
     into[...] = to_physical(array, operand.type.at(sizes))
     return made
-
-
-def _copies(array: np.ndarray) -> list[Block]:
-    """Enough copies of a constant that its next use finds it as far away as in a whole network's run."""
-    dense = np.ascontiguousarray(array)
-    count = max(1, min(COPIES, -(-COLD // max(1, dense.nbytes))))
-    found = []
-    for _ in range(count):
-        block = Block(dense.nbytes)
-        ctypes.memmove(block.address, address_of(dense), dense.nbytes)
-        found.append(block)
-    return found
