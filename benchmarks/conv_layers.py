@@ -1,6 +1,7 @@
 """GFLOP/s of every convolution of a model, layer by layer, for each tactic's points: the table kernels are tuned by.
 
     python benchmarks/conv_layers.py resnet50 --batch 1 --threads 2 [--points 3] [--only 3x3] [--all]
+    python benchmarks/conv_layers.py resnet50 --table       # Markdown: one and two threads, batch 1 and 8
 """
 from __future__ import annotations
 
@@ -107,7 +108,7 @@ def site_of(layer: Layer, batch: int, block: int) -> Site:
 
 
 def time_kernel(kernel: Kernel, site: Site, target: Target, packed: dict[int, np.ndarray], threads: int,
-                budget: float = 0.06, copies: int = 1) -> float:
+                budget: float = 0.15, copies: int = 1) -> float:
     """Best seconds of one run of several, over `copies` sets of operands in turn."""
     pool, library = pool_for(target, threads), load_kernel(kernel, target)
     held, calls = [], []
@@ -141,9 +142,7 @@ def tried(site: Site, target: Target, threads: int, points: int, copies: int) ->
     rng = np.random.default_rng(0)
     constants = {i: rng.standard_normal([int(d) for d in o.type.shape]).astype(np.float32)
                  for i, o in enumerate(site.inputs) if o.constant}
-    for tactic in able(site, target)[0]:
-        if tactic.name == "x86.conv_plain":
-            continue
+    for tactic in able(site, target, exact=True)[0]:
         for params in itertools.islice(tactic.space(site, target), points):
             start = time.perf_counter()
             kernel = tactic.emit(site, params, target)
@@ -153,6 +152,28 @@ def tried(site: Site, target: Target, threads: int, points: int, copies: int) ->
             seconds = time_kernel(kernel, site, target, packed, threads, copies=copies)
             found.append((seconds, tactic.name, params, compiled))
     return found
+
+
+def table(model: str, isa: str | None, points: int, peak: float) -> None:
+    """Markdown: GFLOP/s and share of the peak of every layer, by batch and threads."""
+    forms = [(batch, threads) for batch in (1, 8) for threads in (1, 2)]
+    print("| layer | times | tactic | " + " | ".join(f"b{b}, {t}t" for b, t in forms) + " |")
+    print("|---" * (3 + len(forms)) + "|")
+    seconds, flops = [0.0] * len(forms), [0.0] * len(forms)
+    for layer, count in Counter(MODELS[model]).items():
+        cells, name = [], ""
+        for k, (batch, threads) in enumerate(forms):
+            target = host_target(threads, isa)
+            site = site_of(layer, batch, 16 if target.isa == "avx512" else 8)
+            least, name, *_ = min(tried(site, target, threads, points, 1), key=lambda f: f[0])
+            rate = layer.flops * batch / least / 1e9
+            cells.append(f"{rate:.0f} ({100 * rate / peak / threads:.0f} %)")
+            seconds[k] += count * least
+            flops[k] += count * batch * layer.flops
+        print(f"| {layer} | {count} | {name[4:]} | {' | '.join(cells)} |", flush=True)
+    total = [f"{1e3 * s:.1f} ms ({100 * f / s / 1e9 / peak / t:.0f} %)"
+             for s, f, (_, t) in zip(seconds, flops, forms, strict=True)]
+    print(f"| all | {len(MODELS[model])} | | {' | '.join(total)} |")
 
 
 def main() -> None:
@@ -166,7 +187,11 @@ def main() -> None:
     parser.add_argument("--isa", default=None)
     parser.add_argument("--copies", type=int, default=1, help="sets of operands in turn (cold caches)")
     parser.add_argument("--peak", type=float, default=115.0, help="GFLOP/s of one core (benchmarks/peak.py)")
+    parser.add_argument("--table", action="store_true", help="a Markdown table of batch 1 and 8, one and two threads")
     args = parser.parse_args()
+    if args.table:
+        table(args.model, args.isa, args.points, args.peak)
+        return
     target = host_target(args.threads, args.isa)
     block = 16 if target.isa == "avx512" else 8
     total = first_total = flops = 0.0
