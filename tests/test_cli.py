@@ -65,6 +65,12 @@ def test_build_in_json(tmp_path, capsys):
     assert Path(found["engine"]) == tmp_path / "m.ingot"
 
 
+def test_build_for_a_lower_instruction_set_level(tmp_path, capsys):
+    model = small_model(tmp_path / "m.onnx")
+    found = told(capsys, "build", model, "--no-tune", "--isa", "avx2", "--shapes", "x:N=1..2..8x16")
+    assert found["verdict"]["passed"] is True
+
+
 def test_build_against_onnxruntime_on_given_inputs(tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     model = small_model(tmp_path / "m.onnx")

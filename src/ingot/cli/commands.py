@@ -139,7 +139,7 @@ def build(
     engine, tuned = made.engine, made.tuning
     write_engine(engine, output)
     seconds = time.perf_counter() - begin
-    variant = _variant(engine, threads)
+    variant = _variant(engine, threads, isa)
     document = {"engine": str(output), "seconds": seconds, "stages": dict(made.seconds),
                 "bytes": output.stat().st_size, "verdict": dict(engine.verdict), "plan": _plan(variant),
                 "race": {"raced": tuned.raced, "cached": tuned.cached, "untuned": tuned.untuned,
@@ -153,9 +153,9 @@ def build(
            f"{output}: {nbytes_text(output.stat().st_size)}, built in {seconds:.1f} s")
 
 
-def _variant(engine: Engine, threads: int) -> Variant:
-    """The engine's part for this machine."""
-    variant = engine.variant_for(host_target(threads or read().threads or None))
+def _variant(engine: Engine, threads: int, isa: str = "") -> Variant:
+    """The engine's part for this machine, at the instruction set level named."""
+    variant = engine.variant_for(host_target(threads or read().threads or None, isa or None))
     if variant is None:
         raise InternalError("a build made no variant for the device it was made on")
     return variant
