@@ -327,6 +327,9 @@ class _Emitter:
                 step(x, u, k)
                 for i in range(self.vectors):
                     code.prefetch(code.offset(u, k * width + i * self.lanes + _AHEAD))
+            following = code.offset(source, code.add(self.rows * self.v_row, code.mul(c, self.rows)))
+            for line in range(0, self.rows * count, 16):            # the next rows lie right behind these
+                code.prefetch(code.offset(following, line))
 
         whole = depth // unroll * unroll
         if whole:
