@@ -11,7 +11,7 @@ import torch
 from kernel_checks import targets
 
 from ingot.kernels import Kernel
-from ingot.kernels.codegen import Code, Value, isa_of, math
+from ingot.kernels.codegen import Code, Value, isa_of, math, trigonometry
 from ingot.runtime.compiler import Library, load_kernel
 from ingot.target import Target
 
@@ -34,7 +34,7 @@ def library(name: str, target: Target, operands: int) -> Library:
         n = code.emit("i64", "load i64, ptr %symbols")
         with code.loop(0, n, isa.lanes) as i:
             args = [code.load(code.offset(code.buffer(k), i), "float", isa.lanes) for k in range(operands)]
-            made: Value = getattr(math, name)(code, *args)
+            made: Value = getattr(math if hasattr(math, name) else trigonometry, name)(code, *args)
             code.store(made, code.offset(code.buffer(operands), i))
     return load_kernel(Kernel(name, code.module(), ("run",)), target)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 
 from ingot.graph import BF16, BOOL, F16, F32, F64, DType
-from ingot.kernels.codegen import math
+from ingot.kernels.codegen import math, trigonometry
 from ingot.kernels.codegen.code import Code, Value, element_of, llvm_type, vector
 from ingot.kernels.tactic import Step
 
@@ -415,9 +415,8 @@ _FLOAT_ONLY: dict[str, Rule] = {
     "Shrink": _shrink, "Tanh": _unary(math.tanh), "Erf": _unary(math.erf), "Exp": _unary(math.exp),
     "Log": _unary(math.log), "Sqrt": _unary(math.square_root),
     "Reciprocal": lambda c: c.code.fdiv(c.like(1), c.x), "Pow": _power,
-    "Sin": _unary(math.sin), "Cos": _unary(math.cos), "Tan": _unary(math.tan), "Asin": _unary(math.asin),
-    "Acos": _unary(math.acos), "Atan": _unary(math.atan), "Sinh": _unary(math.sinh), "Cosh": _unary(math.cosh),
-    "Asinh": _unary(math.asinh), "Acosh": _unary(math.acosh), "Atanh": _unary(math.atanh),
+    **{name: _unary(getattr(trigonometry, name.lower())) for name in (
+        "Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh")},
     "Floor": _rounding("floor"), "Ceil": _rounding("ceil"), "Round": _rounding("roundeven"),
     "IsNaN": lambda c: from_mask(c.code, c.code.fcompare("uno", c.x, c.x)), "IsInf": _is_inf,
     "Sum": _sum, "Mean": _mean, "BatchNormalization": _batch_normalization,

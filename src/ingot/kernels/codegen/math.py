@@ -1,9 +1,8 @@
 """Math functions on vectors in registers.
 
-Stated error, over every f32: `exp`, `exp2`, `log`, `log1p`, `expm1`, `erf`, `tanh`, `sigmoid`, `sin`, `cos`, `tan`,
-`asin`, `acos`, `atan`, `sinh`, `cosh`, `asinh`, `acosh`, `atanh`, `power`, `softplus`: at most 2 ulp, with NaN,
-infinities and denormal numbers as IEEE has them. The frequent ones stay in f32; the others are computed in f64 and
-rounded once. On f64 only `exp`, `log`, `sigmoid` and `softplus` work.
+Stated error, over every f32: `exp`, `exp2`, `log`, `log1p`, `expm1`, `erf`, `tanh`, `sigmoid`, `power`, `softplus`, and
+all of trigonometry.py: at most 2 ulp, with NaN, infinities and denormal numbers as IEEE has them. The frequent ones
+stay in f32; the others are computed in f64 and rounded once. On f64 only `exp`, `log`, `sigmoid` and `softplus` work.
 """
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from ingot.kernels.codegen.code import Code, Value, float_literal, vector
+from ingot.kernels.codegen.code import Code, Value, float_literal
 
 INFINITY = math.inf
 _LN2 = math.log(2.0)
@@ -59,19 +58,21 @@ def copy_sign(code: Code, size: Value, sign: Value) -> Value:
     return code.intrinsic("copysign", size, sign)
 
 
-def _widened(code: Code, x: Value) -> Value:
+def widened(code: Code, x: Value) -> Value:
+    """f32 as f64."""
     return code.convert("fpext", x, "double")
 
 
-def _narrowed(code: Code, x: Value, to: str) -> Value:
+def narrowed(code: Code, x: Value, to: str) -> Value:
+    """f64 rounded to the element type `to`, or as it is."""
     return x if x.element == to else code.convert("fptrunc", x, to)
 
 
 def _double(code: Code, x: Value) -> Value:
-    return x if x.element == "double" else _widened(code, x)
+    return x if x.element == "double" else widened(code, x)
 
 
-def _rounded(code: Code, x: Value, factor: float) -> tuple[Value, Value]:
+def rounded(code: Code, x: Value, factor: float) -> tuple[Value, Value]:
     """x * factor rounded to an integer: as a float, and as an integer."""
     magic = like(code, x, _FORMAT[x.element][3])
     shifted = code.fma(x, like(code, x, factor), magic)
@@ -98,6 +99,14 @@ def _clamped(code: Code, x: Value, low: float, high: float) -> Value:
     return code.fmin(like(code, x, high), code.fmax(like(code, x, low), x))
 
 
+def any_lane(code: Code, mask: Value) -> Value:
+    """Whether any lane of a mask is set, as i1."""
+    if mask.lanes == 1:
+        return mask
+    integer = code.emit(f"i{mask.lanes}", f"bitcast {mask} to i{mask.lanes}")
+    return code.compare("!=", integer, 0)
+
+
 # --- exponentials -----------------------------------------------------------------------------------------------------
 
 _EXP_F32 = (0.000198527617612853646278381, 0.00139304355252534151077271, 0.00833336077630519866943359,
@@ -111,7 +120,7 @@ _LN2_LOW = {"float": 1.428606765330187e-06, "double": 1.9082149292705877e-10}
 def exp(code: Code, x: Value) -> Value:
     """e^x."""
     x = _clamped(code, x, *((-104.0, 89.0) if x.element == "float" else (-746.0, 710.0)))
-    n, whole = _rounded(code, x, 1 / _LN2)
+    n, whole = rounded(code, x, 1 / _LN2)
     r = code.fma(n, like(code, x, -_LN2_HIGH[x.element]), x)
     r = code.fma(n, like(code, x, -_LN2_LOW[x.element]), r)
     return _scaled(code, polynomial(code, r, _EXP[x.element]), n, whole)
@@ -120,7 +129,7 @@ def exp(code: Code, x: Value) -> Value:
 def exp2(code: Code, x: Value) -> Value:
     """2^x."""
     x = _clamped(code, x, *((-151.0, 129.0) if x.element == "float" else (-1076.0, 1025.0)))
-    n, whole = _rounded(code, x, 1.0)
+    n, whole = rounded(code, x, 1.0)
     r = code.fmul(code.fsub(x, n), like(code, x, _LN2))
     return _scaled(code, polynomial(code, r, _EXP[x.element]), n, whole)
 
@@ -131,7 +140,7 @@ def expm1(code: Code, x: Value) -> Value:
     near = code.fma(code.fmul(d, d), like(code, d, 0.5), d)
     far = code.fsub(exp(code, d), like(code, d, 1.0))
     tiny = code.fcompare("olt", absolute(code, d), like(code, d, 2.0**-20))
-    return _signed_zero(code, x, _narrowed(code, code.select(tiny, near, far), x.element))
+    return _signed_zero(code, x, narrowed(code, code.select(tiny, near, far), x.element))
 
 
 def _signed_zero(code: Code, x: Value, result: Value) -> Value:
@@ -336,7 +345,7 @@ def _tail_by_power(code: Code, x: Value) -> Value:
     g = polynomial(code, code.fmin(like(code, x, 5.0), a), _TAIL)
     p = code.fma(code.fmul(a, a), like(code, x, -0.5 / _LN2), g)
     p = code.fmax(like(code, x, -151.0), p)
-    n, whole = _rounded(code, p, 1.0)
+    n, whole = rounded(code, p, 1.0)
     return _scaled(code, polynomial(code, code.fsub(p, n), _POWER_OF_TWO), n, whole)
 
 
@@ -353,194 +362,6 @@ def mish(code: Code, x: Value) -> Value:
     two = like(code, x, 2.0)
     w = code.fmul(n, code.fadd(n, two))
     return code.fmul(x, code.fdiv(w, code.fadd(w, two)))
-
-
-# --- trigonometry, through f64 ----------------------------------------------------------------------------------------
-
-_SIN = tuple((-1) ** k / math.factorial(2 * k + 1) for k in range(6, -1, -1))
-_COS = tuple((-1) ** k / math.factorial(2 * k) for k in range(7, -1, -1))
-_TWO_OVER_PI = (0xA2F9836E4E441529, 0xFC2757D1F534DDC0, 0xDB6295993C439041, 0xFE5163ABDEBBC561)   # its first 256 bits
-
-
-def _quadrant(code: Code, x: Value) -> tuple[Value, Value]:
-    """x = q * pi/2 + r with |r| <= pi/4 (a little more for rounding): r in f64, q as i64."""
-    d = _widened(code, x)
-    n, whole = _rounded(code, d, 2 / _PI)
-    r = code.fma(n, like(code, d, -1.5707963267948966), d)
-    r = code.fma(n, like(code, d, -6.123233995736766e-17), r)
-    found_r, found_q = code.variable(r), code.variable(whole)
-    large = code.fcompare("oge", absolute(code, x), like(code, x, 2.0**28))
-    with code.when(any_lane(code, large)):
-        slow_r, slow_q = _quadrant_of_large(code, x)
-        found_r.set(code.select(large, slow_r, r))
-        found_q.set(code.select(large, slow_q, whole))
-    return found_r.get(), found_q.get()
-
-
-def any_lane(code: Code, mask: Value) -> Value:
-    """Whether any lane of a mask is set, as i1."""
-    if mask.lanes == 1:
-        return mask
-    integer = code.emit(f"i{mask.lanes}", f"bitcast {mask} to i{mask.lanes}")
-    return code.compare("!=", integer, 0)
-
-
-def _quadrant_of_large(code: Code, x: Value) -> tuple[Value, Value]:
-    """`_quadrant` for |x| >= 2^28, by the method of Payne and Hanek: the bits of x * 2/pi that matter, in integers."""
-    lanes = x.lanes
-
-    def const(number: int) -> Value:
-        return code.constant(number, "i64", lanes)
-    wide = code.convert("zext", bits(code, absolute(code, x)), "i64")
-    m = code.binary("or", code.binary("and", wide, const(0x7FFFFF)), const(0x800000))
-    first = code.binary("sub", code.binary("lshr", wide, const(23)), const(127 + 23 + 2))   # bits of 2/pi to skip
-    word = code.binary("lshr", first, const(5))
-    shift = code.binary("and", first, const(31))
-    everything = 0
-    for part in _TWO_OVER_PI:
-        everything = everything << 64 | part
-    high, low = const(0), const(0)
-    for i in range(4):
-        pair = everything >> (256 - 128 - 32 * i) & (1 << 128) - 1
-        here = code.compare("==", word, const(i))
-        high = code.select(here, const(pair >> 64), high)
-        low = code.select(here, const(pair & (1 << 64) - 1), low)
-    w = code.intrinsic("fshl", high, low, shift)
-    rest = code.binary("lshr", code.binary("shl", low, shift), const(32))
-    p = code.binary("add", code.binary("mul", m, w), code.binary("lshr", code.binary("mul", m, rest), const(32)))
-    q = code.binary("lshr", code.binary("add", p, const(1 << 61)), const(62))
-    fraction = code.convert("sitofp", code.binary("sub", p, code.binary("shl", q, const(62))), "double")
-    r = code.fmul(fraction, like(code, fraction, _PI / 2 * 2.0**-62))
-    negative = code.fcompare("olt", x, like(code, x, 0.0))
-    r = code.select(negative, code.fneg(r), r)
-    q = code.select(negative, code.binary("sub", const(0), q), q)
-    # infinities and NaN
-    finite = code.fcompare("olt", absolute(code, x), like(code, x, INFINITY))
-    return code.select(finite, r, like(code, r, math.nan)), q
-
-
-def _sin_and_cos(code: Code, r: Value) -> tuple[Value, Value]:
-    z = code.fmul(r, r)
-    return code.fmul(polynomial(code, z, _SIN), r), polynomial(code, z, _COS)
-
-
-def _bit(code: Code, q: Value, bit: int) -> Value:
-    found = code.binary("and", q, code.constant(bit, "i64", q.lanes))
-    return code.compare("!=", found, code.constant(0, "i64", q.lanes))
-
-
-def _sine(code: Code, x: Value, turn: int) -> Value:
-    r, q = _quadrant(code, x)
-    q = code.binary("add", q, code.constant(turn, "i64", q.lanes))
-    sine, cosine = _sin_and_cos(code, r)
-    result = code.select(_bit(code, q, 1), cosine, sine)
-    return _narrowed(code, code.select(_bit(code, q, 2), code.fneg(result), result), x.element)
-
-
-def sin(code: Code, x: Value) -> Value:
-    """The sine of any finite f32."""
-    return code.select(code.fcompare("oeq", x, like(code, x, 0.0)), x, _sine(code, x, 0))
-
-
-def cos(code: Code, x: Value) -> Value:
-    """The cosine of any finite f32."""
-    return _sine(code, x, 1)
-
-
-def tan(code: Code, x: Value) -> Value:
-    """The tangent of any finite f32."""
-    r, q = _quadrant(code, x)
-    sine, cosine = _sin_and_cos(code, r)
-    odd = _bit(code, q, 1)
-    result = code.fdiv(code.select(odd, code.fneg(cosine), sine), code.select(odd, sine, cosine))
-    return code.select(code.fcompare("oeq", x, like(code, x, 0.0)), x, _narrowed(code, result, x.element))
-
-
-def _arc_tangent(code: Code, t: Value) -> Value:
-    """atan of t >= 0 (f64, to about 1e-12)."""
-    one = like(code, t, 1.0)
-    inverse = code.fcompare("ogt", t, one)
-    u = code.select(inverse, code.fdiv(one, t), t)
-    upper = code.fcompare("ogt", u, like(code, t, math.tan(_PI / 8)))
-    z = code.select(upper, code.fdiv(code.fsub(u, one), code.fadd(u, one)), u)
-    square = code.fmul(z, z)
-    series = polynomial(code, square, [(-1) ** k / (2 * k + 1) for k in range(14, -1, -1)])
-    a = code.fmul(series, z)
-    a = code.select(upper, code.fadd(a, like(code, t, _PI / 4)), a)
-    return code.select(inverse, code.fsub(like(code, t, _PI / 2), a), a)
-
-
-def atan(code: Code, x: Value) -> Value:
-    """The arc tangent."""
-    return copy_sign(code, _narrowed(code, _arc_tangent(code, _widened(code, absolute(code, x))), x.element), x)
-
-
-def _leg(code: Code, t: Value) -> Value:
-    """sqrt(1 - t^2), NaN past 1."""
-    one = like(code, t, 1.0)
-    return square_root(code, code.fmul(code.fsub(one, t), code.fadd(one, t)))
-
-
-def asin(code: Code, x: Value) -> Value:
-    """The arc sine; NaN outside -1..1."""
-    t = _widened(code, absolute(code, x))
-    return copy_sign(code, _narrowed(code, _arc_tangent(code, code.fdiv(t, _leg(code, t))), x.element), x)
-
-
-def acos(code: Code, x: Value) -> Value:
-    """The arc cosine; NaN outside -1..1."""
-    t = _widened(code, absolute(code, x))
-    a = _arc_tangent(code, code.fdiv(_leg(code, t), t))
-    negative = code.fcompare("olt", x, like(code, x, 0.0))
-    return _narrowed(code, code.select(negative, code.fsub(like(code, a, _PI), a), a), x.element)
-
-
-# --- hyperbolic functions, through f64 --------------------------------------------------------------------------------
-
-def _odd(code: Code, x: Value, t: Value, far: Value, cubic: float) -> Value:
-    """An odd function of x from its value at t = |x|, which loses its relative accuracy only below 2^-20."""
-    near = code.fma(code.fmul(code.fmul(t, t), t), like(code, t, cubic), t)
-    tiny = code.fcompare("olt", t, like(code, t, 2.0**-20))
-    return copy_sign(code, _narrowed(code, code.select(tiny, near, far), x.element), x)
-
-
-def sinh(code: Code, x: Value) -> Value:
-    """The hyperbolic sine."""
-    t = _widened(code, absolute(code, x))
-    e = exp(code, t)
-    far = code.fmul(code.fsub(e, code.fdiv(like(code, t, 1.0), e)), like(code, t, 0.5))
-    return _odd(code, x, t, far, 1 / 6)
-
-
-def cosh(code: Code, x: Value) -> Value:
-    """The hyperbolic cosine."""
-    e = exp(code, _widened(code, absolute(code, x)))
-    return _narrowed(code, code.fmul(code.fadd(e, code.fdiv(like(code, e, 1.0), e)), like(code, e, 0.5)), x.element)
-
-
-def asinh(code: Code, x: Value) -> Value:
-    """The inverse hyperbolic sine."""
-    t = _widened(code, absolute(code, x))
-    far = log(code, code.fadd(t, square_root(code, code.fma(t, t, like(code, t, 1.0)))))
-    return _odd(code, x, t, far, -1 / 6)
-
-
-def acosh(code: Code, x: Value) -> Value:
-    """The inverse hyperbolic cosine; NaN below 1."""
-    t = _widened(code, x)
-    one = like(code, t, 1.0)
-    root = square_root(code, code.fmul(code.fsub(t, one), code.fadd(t, one)))
-    result = log(code, code.fadd(t, root))
-    inside = code.fcompare("oge", t, one)
-    return _narrowed(code, code.select(inside, result, like(code, t, math.nan)), x.element)
-
-
-def atanh(code: Code, x: Value) -> Value:
-    """The inverse hyperbolic tangent; NaN outside -1..1."""
-    t = _widened(code, absolute(code, x))
-    one = like(code, t, 1.0)
-    far = code.fmul(log(code, code.fdiv(code.fadd(one, t), code.fsub(one, t))), like(code, t, 0.5))
-    return _odd(code, x, t, far, 1 / 3)
 
 
 # --- powers -----------------------------------------------------------------------------------------------------------
@@ -575,9 +396,9 @@ def _all_lanes(code: Code, mask: Value) -> Value:
 
 def _any_power(code: Code, x: Value, y: Value) -> Value:
     one, zero = like(code, x, 1.0), like(code, x, 0.0)
-    d = _widened(code, y)
+    d = widened(code, y)
     size = absolute(code, x)
-    result = _narrowed(code, exp(code, code.fmul(d, log(code, _widened(code, size)))), x.element)
+    result = narrowed(code, exp(code, code.fmul(d, log(code, widened(code, size)))), x.element)
     whole = code.fcompare("oeq", code.intrinsic("trunc", y), y)         # infinities count as (even) whole numbers
     half = code.fmul(y, like(code, y, 0.5))
     odd = code.binary("and", whole, code.fcompare("une", code.intrinsic("trunc", half), half))
@@ -597,8 +418,3 @@ def _any_power(code: Code, x: Value, y: Value) -> Value:
 
 def _not(code: Code, mask: Value) -> Value:
     return code.binary("xor", mask, Value(mask.type, "true" if mask.lanes == 1 else "splat (i1 true)"))
-
-
-def vector_like(x: Value, element: str) -> str:
-    """The LLVM type with the lanes of `x` and another element."""
-    return vector(element, x.lanes)
