@@ -87,6 +87,8 @@ def points(site: Site, form: Form, isa: Isa, threads: int) -> Iterator[Params]:
     lanes, nbytes = lanes_of(isa, element), site.inputs[form.left].type.dtype.nbytes
     rows, columns = at_profile(form.rows, site, "opt"), at_profile(form.columns, site, "opt")
     depth, batch = at_profile(form.depth, site, "opt"), at_profile(product(form.batch), site, "opt")
+    # few rows at the size tuned for, more at others: a tall tile with smaller ones for what it leaves serves both
+    rows = max(rows, min(8, at_profile(form.rows, site, "max")))
     tiles = tiles_for(isa, rows, columns, lanes, batch, threads, at_profile(form.left_row, site, "opt") * nbytes)
 
     def point(tile: tuple[int, int], across: int, *, cut: bool = True) -> Params:
