@@ -15,6 +15,7 @@ from ingot.target import Target
 from ingot.tune import Choice, generator_version
 
 T = TypeVar("T")
+Check = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,26 @@ class Variant:
 
 @dataclass(frozen=True)
 class Sealed(Generic[T]):
-    """A part of an engine file that is read, and its hashes checked, when it is first wanted."""
+    """A part of an engine file that is read, and its hashes checked, when it is first wanted.
 
-    read: Callable[[], T]
+    `read` gives the part, and what waits for the check of its arrays, which runs on threads of its own meanwhile.
+    """
+
+    read: Callable[[], tuple[T, Check]]
     target: Target | None = None        # of a variant, as its generator
     generator: str = ""
 
     @cached_property
+    def begun(self) -> tuple[T, Check]:
+        """The part, whose arrays are not to be read before the check has returned. Raises EngineError."""
+        return self.read()
+
+    @property
     def opened(self) -> T:
         """The part. Raises EngineError where it is damaged."""
-        return self.read()
+        part, check = self.begun
+        check()
+        return part
 
 
 @dataclass(frozen=True)
@@ -73,13 +84,19 @@ class Engine:
         One for another number of threads will do where there is none for this one. Another generator's will not: it
         may want constants packed otherwise. Raises EngineError where the variant is damaged.
         """
+        variant, check = self.begin(target)
+        check()
+        return variant
+
+    def begin(self, target: Target) -> tuple[Variant | None, Check]:
+        """As `variant_for`, while the check of its arrays still runs: read none before it has returned."""
         for wanted in (target.fingerprint, None):
             for variant in self.variants:
                 if variant.target is None or variant.generator != generator_version():
                     continue
                 if variant.target.fingerprint == wanted or (wanted is None and _same_device(variant.target, target)):
-                    return variant.opened if isinstance(variant, Sealed) else variant
-        return None
+                    return variant.begun if isinstance(variant, Sealed) else (variant, _checked)
+        return None, _checked
 
     def declines(self, target: Target) -> str | None:
         """Why the engine has nothing tuned for this device, or None if it has."""
@@ -91,6 +108,10 @@ class Engine:
             return f"it was built by kernel generator {made}; the installed one is {generator_version()}"
         held = ", ".join(t.fingerprint for t in self.targets) or "no device"
         return f"it was built for {held}; this device is {target.fingerprint}"
+
+
+def _checked() -> None:
+    """What was not read from a file needs no check."""
 
 
 def _same_device(a: Target, b: Target) -> bool:

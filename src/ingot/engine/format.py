@@ -29,10 +29,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ingot.engine.engine import Engine, Sealed, Variant
+from ingot.engine.engine import Check, Engine, Sealed, Variant
 from ingot.engine.serial import graph_from_json, graph_to_json, target_from_json, variant_from_json, variant_to_json
 from ingot.errors import EngineError, InternalError, ModelError
-from ingot.graph import DTYPES, dtype_from_numpy
+from ingot.graph import DTYPES, Graph, dtype_from_numpy
 
 MAGIC = b"\x89INGOT\r\n"
 VERSION = 1
@@ -136,29 +136,32 @@ class _File:
         """The bytes of a section."""
         return self._raw[self._places[index]:self._places[index] + self._rows[index][0]]
 
-    def sealed(self, read: Callable[[_Taker], T], what: str) -> T:
-        """What `read` makes of this file, after the hashes of every section it takes from have been checked."""
+    def sealed(self, read: Callable[[_Taker], T], what: str) -> tuple[T, Check]:
+        """What `read` makes of this file, and what waits for the hashes of every section it takes from."""
         taker = _Taker(self)
         try:
             made = read(taker)
         except _WRONG_FORM as error:
             raise _damaged(self._path, f"{what} is not in the form of version {VERSION}: {error}") from None
-        self._check(sorted(taker.taken - self._sound))
-        return made
+        return made, self._check(sorted(taker.taken - self._sound))
 
-    def _check(self, sections: list[int]) -> None:
+    def _check(self, sections: list[int]) -> Check:
+        """Start to hash the sections; the result waits, and raises EngineError where one is not as it was written."""
         def good(index: int) -> bool:
             return hashlib.sha256(self.section(index)).digest() == self._rows[index][1]
 
-        if sum(self._rows[i][0] for i in sections) < 1 << 20:
-            results = list(map(good, sections))
-        else:
-            with ThreadPoolExecutor(max(1, min(8, len(os.sched_getaffinity(0))))) as threads:
-                results = list(threads.map(good, sections))
-        for index, fine in zip(sections, results, strict=True):
-            if not fine:
-                raise _damaged(self._path, f"section {index} does not match its hash")
-        self._sound.update(sections)
+        threads = ThreadPoolExecutor(max(1, min(8, len(os.sched_getaffinity(0)))))
+        order = sorted(sections, key=lambda i: -self._rows[i][0])       # the long ones first: the threads end together
+        hashed = [(index, threads.submit(good, index)) for index in order]
+        threads.shutdown(wait=False)
+
+        def wait() -> None:
+            for index, fine in hashed:
+                if not fine.result():
+                    raise _damaged(self._path, f"section {index} does not match its hash")
+            self._sound.update(sections)
+
+        return wait
 
 
 class _Taker:
@@ -243,9 +246,9 @@ def read_engine(path: str | os.PathLike[str]) -> Engine:
         raise _damaged(where, f"the manifest is not in the form of version {VERSION}: {error}") from None
 
 
-def _variant(file: _File, value: Mapping[str, Any]) -> Variant:
+def _variant(file: _File, value: Mapping[str, Any]) -> tuple[Variant, Check]:
     return file.sealed(lambda f: variant_from_json(value, f), "a variant")
 
 
-def _graph(file: _File, value: Mapping[str, Any]) -> Any:
+def _graph(file: _File, value: Mapping[str, Any]) -> tuple[Graph, Check]:
     return file.sealed(lambda f: graph_from_json(value, f), "the graph")

@@ -47,7 +47,7 @@ class Session:
                  cache: CodeCache | None = None, kernels: Mapping[str, Kernel] | None = None) -> None:
         asked = threads or read().threads or None
         here = host_target(asked)
-        chosen = variant or engine.variant_for(here)
+        chosen, check = (variant, None) if variant else engine.begin(here)
         if chosen is None:
             raise EngineError(f"the engine '{engine.name}' was not built for this device", where=str(here),
                               why=(engine.declines(here) or "",),
@@ -56,7 +56,9 @@ class Session:
         self.threads = asked or min(here.threads, chosen.target.threads)
         self._program = program = chosen.program
         store = cache if cache is not None else code_cache()
-        codes = load_codes(chosen, store, kernels)
+        codes = load_codes(chosen, store, kernels)      # while the hashes of the weights are checked
+        if check:
+            check()
         self.plan = chosen.plan
         demands = [(c.workspace, c.scratch) if c else (0, 0) for c in codes]
         if wrong := faults(program, chosen.plan, demands):
