@@ -1,8 +1,12 @@
 """Running a tactic on a site and comparing with the reference: what the tests of kernels share."""
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import shutil
+import tempfile
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -14,11 +18,20 @@ from ingot.kernels.codegen import target_for
 from ingot.ops import OPS, infer
 from ingot.ops.op import Sample
 from ingot.ops.reference import evaluate
+from ingot.runtime.compiler import CodeCache
 from ingot.runtime.harness import run_logical
 from ingot.runtime.host import host_target
 from ingot.target import Target
 
 POINTS = 4          # points of each tactic's space that are tested
+
+
+@cache
+def compiled() -> CodeCache:
+    """Kernels compiled in this run: one at several sizes is compiled once."""
+    folder = tempfile.mkdtemp(prefix="ingot-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return CodeCache(Path(folder))
 
 
 @cache
@@ -99,7 +112,7 @@ def check(tactic: Tactic, site: Site, params: Params, target: Target, given: lis
     constants = {i: a for i, (a, o) in enumerate(zip(arrays, site.inputs, strict=True)) if o.constant}
     packed = tactic.pack(site, params, target, constants)
     kernel = tactic.emit(site, params, target)
-    got = run_logical(kernel, site, target, arrays, sizes, threads, packed)
+    got = run_logical(kernel, site, target, arrays, sizes, threads, packed, cache=compiled())
     want = reference(site, arrays, sizes)
     for g, w in zip(got, want, strict=True):
         same(g, w, f"{tactic.name} {dict(params)} {target.isa} on {site} {sizes}", 1.0 if tactic.exact else 8.0)

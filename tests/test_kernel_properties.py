@@ -24,12 +24,19 @@ Maker = Callable[[random.Random], Site]
 
 
 def some_shape(r: random.Random, least: int, most: int) -> tuple[Dim, ...]:
-    return tuple(r.choice((N if axis == 0 else S, r.choice(SIZES), r.choice(SIZES), r.choice(SIZES)))
-                 for axis in range(r.randint(least, most)))
+    """A shape with a symbol here and there, of moderate size."""
+    found: list[Dim] = []
+    room = 1 << 16
+    for axis in range(r.randint(least, most)):
+        symbolic = r.random() < 0.25 and room >= 40
+        size = r.choice([s for s in SIZES if s <= room])
+        found.append((N if axis == 0 else S) if symbolic else size)
+        room //= 40 if symbolic else size
+    return tuple(found)
 
 
 def static_shape(r: random.Random, least: int, most: int) -> tuple[int, ...]:
-    return tuple(r.choice(SIZES) for _ in range(r.randint(least, most)))
+    return tuple(d if isinstance(d, int) else 5 for d in some_shape(r, least, most))
 
 
 def broadcast_from(r: random.Random, shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
