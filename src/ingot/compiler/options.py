@@ -16,7 +16,7 @@ class BuildOptions:
     budget: float | None = field(default=None, metadata={
         "help": "stop tuning after this many seconds and keep the best found so far"})
     exact: bool = field(default=False, metadata={
-        "help": "take only kernels that sum the products themselves: no Winograd convolution"})
+        "help": "take only kernels that sum the products themselves: no Winograd convolution, no Strassen product"})
     strict: bool = field(default=False, metadata={
         "help": "refuse a model some node of which would run on the slow reference path"})
     verify: bool = field(default=True, metadata={
