@@ -19,10 +19,10 @@ Feeds = Mapping[str, np.ndarray]
 Run = Callable[[Feeds], Mapping[str, np.ndarray]]
 
 # Ops whose kernels, or the forms they are recognised as, may spread a NaN or an infinity further than their formula:
-# minimal filtering (3x3 convolutions) over its tile, guards against NaN differently.
-_SPREADING = frozenset({"Conv", "Softmax", "LogSoftmax", "IsNaN", "IsInf", "Where", "Pow", "Sqrt", "Attention",
-                        "Gelu", "LayerNormalization", "RMSNormalization", "Sigmoid", "Tanh", "Erf", "HardSwish",
-                        "HardSigmoid"})
+# minimal filtering (3x3 convolutions) over its tile, Strassen's products over its row, guards against NaN differently.
+_SPREADING = frozenset({"Conv", "MatMul", "Gemm", "Softmax", "LogSoftmax", "IsNaN", "IsInf", "Where", "Pow", "Sqrt",
+                        "Attention", "Gelu", "LayerNormalization", "RMSNormalization", "Sigmoid", "Tanh", "Erf",
+                        "HardSwish", "HardSigmoid"})
 _FEW = 16       # an item of fewer elements is too small to be its own scale: its values may cancel to near zero
 
 
