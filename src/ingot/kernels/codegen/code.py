@@ -388,10 +388,10 @@ class Code:
         return self.emit(type_, f"call {type_} @{name}({pointers}, i32 {_BITS[element] // 8}, {mask}, "
                                 f"{type_} zeroinitializer)")
 
-    def prefetch(self, pointer: Value, locality: int = 3) -> None:
-        """Ask for the cache line at `pointer` (locality 3: into every level)."""
+    def prefetch(self, pointer: Value, locality: int = 3, *, write: bool = False) -> None:
+        """Ask for the cache line at `pointer` (locality 3: into every level), to write it or to read it."""
         name = self.declare("llvm.prefetch.p0", "void", "ptr", "i32", "i32", "i32")
-        self.line(f"call void @{name}({pointer}, i32 0, i32 {locality}, i32 1)")
+        self.line(f"call void @{name}({pointer}, i32 {int(write)}, i32 {locality}, i32 1)")
 
     def mask(self, count: Int, lanes: int) -> Value | None:
         """Lanes below `count`: None when that is all of them."""

@@ -15,6 +15,7 @@ be in a direct sum: hence `exact` is False.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from math import ceil
 
 import numpy as np
@@ -275,6 +276,8 @@ class _Emitter:
                     code.store(code.load(code.offset(source, i), "float", self.lanes), code.offset(target, i))
             source = code.select(cut, self.edge, at)
             step = code.select(cut, code.value(n * block), code.value(line))
+            for down, across in product(range(n), range(n, n + self.size)):     # of the tile to the right
+                code.prefetch(code.offset(code.offset(at, code.mul(line, down)), across * block), 2)
             for u in range(self.unit):
                 self._transform(code.offset(source, u * self.lanes), step,
                                 code.offset(v, code.add(code.mul(c, block), u * self.lanes)))
@@ -372,6 +375,9 @@ class _Emitter:
 
         whole = code.compare("==", code.value(code.add(rows, columns)), 2 * size)
         inline = len(self.site.epilogue) <= _INLINE
+        ahead = self.epilogue.corner(image, block, 0, row, column)
+        for r, c in product(range(size), range(size, 2 * size)):        # of the tile to the right
+            code.prefetch(ahead.pointer(self.y, f.out, (0, r, c)), 2, write=True)
         if inline:
             with code.when(whole):
                 corner = self.epilogue.corner(image, block, 0, row, column)
