@@ -27,7 +27,7 @@ from ingot.graph import F32, Dim, product
 from ingot.kernels.codegen import Code, Int, Isa, Value, element_of, isa_of
 from ingot.kernels.codegen.tile import Tile
 from ingot.kernels.tactic import Kernel, Params, Site, Tactic
-from ingot.kernels.x86.matmul import at_profile, panels_of, tiles_for
+from ingot.kernels.x86.matmul import at_profile, tiles_for
 from ingot.kernels.x86.matmul_form import Ending, Form, declines_epilogue, form_of
 from ingot.target import Target
 
@@ -125,11 +125,14 @@ class StrassenMatMul(Tactic):
 def pack_right(matrix: np.ndarray, levels: int, width: int) -> np.ndarray:
     """[K, N] -> flat [ceil(N / cut / width)][7^levels][K / cut][width], cut = 2^levels."""
     cut, (depth, columns) = 2 ** levels, matrix.shape
-    parts = matrix.astype(np.float64).reshape(cut, depth // cut, cut, columns // cut)
-    sums = nested(right_sums, [parts[r, :, c] for r, c in places(levels)], levels, np.add, np.subtract)
-    packed = panels_of(np.stack([s.astype(np.float32) for s in sums]), width)
-    panels = packed.reshape(len(sums), -1, depth // cut * width)
-    return np.ascontiguousarray(panels.swapaxes(0, 1)).reshape(-1)
+    parts = matrix.reshape(cut, depth // cut, cut, columns // cut)
+    packed = np.zeros((-(-columns // cut // width), 7 ** levels, depth // cut, width), np.float32)
+    for panel, sums in enumerate(packed):           # one at a time: what it takes stays in the cache
+        some = slice(panel * width, (panel + 1) * width)
+        wide = [parts[r, :, c, some].astype(np.float64) for r, c in places(levels)]
+        for goal, made in zip(sums, nested(right_sums, wide, levels, np.add, np.subtract), strict=True):
+            goal[:, :made.shape[1]] = made
+    return packed.reshape(-1)
 
 
 # --- the space ------------------------------------------------------------------------------------------------------
