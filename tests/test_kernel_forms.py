@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from kernel_checks import POINTS, check, site_of, targets
 
-from ingot.graph import BF16, BOOL, F16, F32, I32, I64, U8, DType, Symbol, TensorType, symbol
+from ingot.graph import BF16, BOOL, F16, F32, F64, I32, I64, U8, DType, Symbol, TensorType, symbol
 from ingot.kernels import TACTICS, Operand, Site, Step
 from ingot.runtime.harness import run_logical
 
@@ -262,3 +262,11 @@ def test_a_counted_loop_of_three_turns() -> None:
     """LLVM's NewGVN takes a wrong turn here: it must not be among the compiler's passes."""
     attrs = {"kernel_shape": (3,), "pads": (1, 2), "strides": (1,)}
     agree(site_of("LpPool", ((t(1, 16, 14, layout="c16"),), attrs))[0], {}, "x86.pooling")
+
+
+@pytest.mark.parametrize("attrs", [{"k": (5,)}, {"k": (9,), "largest": 0}, {"k": (3,), "axis": 0}])
+@pytest.mark.parametrize("op", ["TopK", "ArgMax", "ArgMin"])
+def test_order_among_nan_zeros_and_infinities(op: str, attrs: dict) -> None:
+    attrs = attrs if op == "TopK" else {"axis": attrs.get("axis", 1)}
+    agree(site_of(op, ((t(9, 40),), attrs))[0], special=True)
+    agree(site_of(op, ((t(9, 40, dtype=F64),), attrs))[0], special=True)

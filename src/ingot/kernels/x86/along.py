@@ -1,13 +1,12 @@
 """Ops along one axis, a vector of columns at a time: ArgMax, ArgMin, TopK, CumSum, Hardmax, LpNormalization."""
 from __future__ import annotations
 
-import math as numbers
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ingot.graph import product
-from ingot.kernels.codegen import Code, Int, Value, element_of, isa_of, math, vector
+from ingot.kernels.codegen import Code, Int, Value, element_of, isa_of, math
 from ingot.kernels.tactic import Kernel, Params, Site, Tactic
 from ingot.ops import OPS, dims
 from ingot.ops.shapes import axis_of, integer
@@ -203,7 +202,10 @@ class Running(Tactic):
 
 
 class TopK(Tactic):
-    """One pass over each column per result: the next in the order of value, then of place. Small k only is fast."""
+    """One pass over each column per result: the next in the order of value, then of place. Small k only is fast.
+
+    NaN is greater than every number, as in numpy.
+    """
 
     name = "x86.top_k"
 
@@ -218,39 +220,51 @@ class TopK(Tactic):
         largest = bool(attrs["largest"])
         with code.function(name), _columns(code, site) as c:
             count = code.dim(k)
-            worst = _worst(c, largest)
-            last = code.variable(_worst(c, not largest))        # the value taken before, and its place
+            last = code.variable(_worst(c, not largest))        # the key taken before, and its place
             place = code.variable(c.number(-1, "i64"))
             with code.loop(0, count) as j:
-                best, where = code.variable(worst), code.variable(c.number(-1, "i64"))
+                best, where = code.variable(_worst(c, largest)), code.variable(c.number(-1, "i64"))
+                value = code.variable(c.number(0))
                 with code.loop(0, c.length) as i:
-                    self._step(c, i, largest, (best, where), (last.get(), place.get()))
-                code.store(best.get(), c.address(1, j, count, c.element), c.mask)
+                    x, at = c.at(i), code.splat(code.value(i), c.lanes)
+                    key = _key(code, x)
+                    better = self._better(code, largest, (key, at), (best.get(), where.get()),
+                                          (last.get(), place.get()))
+                    best.set(code.select(better, key, best.get()))
+                    where.set(code.select(better, at, where.get()))
+                    value.set(code.select(better, x, value.get()))
+                code.store(value.get(), c.address(1, j, count, c.element), c.mask)
                 if len(site.outputs) > 1:
                     code.store(where.get(), c.address(2, j, count, "i64"), c.mask)
                 last.set(best.get())
                 place.set(where.get())
         return Kernel(name, code.module(), (name,))
 
-    def _step(self, c: Column, i: Int, largest: bool, best: tuple, before: tuple[Value, Value]) -> None:
-        code, value, at = c.code, c.at(i), c.code.splat(c.code.value(i), c.lanes)
-        held, where = best[0].get(), best[1].get()
-        last, place = before
-
+    def _better(self, code: Code, largest: bool, new: tuple[Value, Value], best: tuple[Value, Value],
+                last: tuple[Value, Value]) -> Value:
+        """Whether an element (key, place) comes after the one taken last and before the best so far."""
         def worse(a: Value, b: Value) -> Value:
-            return _less(code, a, b) if largest else _less(code, b, a)
-        equal = code.fcompare("oeq", value, last) if value.is_float else code.compare("==", value, last)
-        left = code.binary("or", worse(value, last), _and(code, equal, code.compare(">", at, place)))
-        none = code.compare("<", where, c.number(-1 + 1, "i64"))
-        better = _and(code, left, code.binary("or", worse(held, value), none))
-        best[0].set(code.select(better, value, held))
-        best[1].set(code.select(better, at, where))
+            return code.compare("<" if largest else ">", a, b)
+        tie = _and(code, code.compare("==", new[0], last[0]), code.compare(">", new[1], last[1]))
+        left = code.binary("or", worse(new[0], last[0]), tie)
+        none = code.compare("<", best[1], math.like(code, best[1], 0))
+        return _and(code, left, code.binary("or", worse(best[0], new[0]), none))
+
+
+def _key(code: Code, x: Value) -> Value:
+    """Integers in the order of the values: -0 equal to 0, NaN above all."""
+    if not x.is_float:
+        return x
+    raw = math.bits(code, code.fadd(x, math.like(code, x, 0)))
+    most = (1 << 63) - 1 if raw.element == "i64" else (1 << 31) - 1
+    size = code.binary("and", raw, math.like(code, raw, most))
+    ordered = code.select(code.compare("<", raw, math.like(code, raw, 0)),
+                          code.binary("sub", math.like(code, raw, 0), size), raw)
+    return code.select(code.fcompare("uno", x, x), math.like(code, raw, most), ordered)
 
 
 def _worst(c: Column, largest: bool) -> Value:
-    """What every value is at least (largest) or at most."""
-    if c.element in ("float", "double"):
-        return c.number(-numbers.inf if largest else numbers.inf)
-    bits = 63 if c.element == "i64" else 31
-    text = str(-(1 << bits) if largest else (1 << bits) - 1)
-    return Value(vector(c.element, c.lanes), text if c.lanes == 1 else f"splat ({c.element} {text})")
+    """The key that every key is at least (largest) or at most."""
+    element = "i64" if c.element in ("double", "i64") else "i32"
+    bits = 63 if element == "i64" else 31
+    return c.number(-(1 << bits) if largest else (1 << bits) - 1, element)
