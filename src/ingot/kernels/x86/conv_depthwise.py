@@ -6,11 +6,12 @@ lie outside, which is known when the width is. So no tap of the interior asks wh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import groupby
 
 import numpy as np
 
-from ingot.graph import F32
+from ingot.graph import F32, evaluate
 from ingot.kernels import Kernel, Params, Site, Tactic
 from ingot.kernels.codegen import Code, Int, Isa, Value, Variable, isa_of, vector
 from ingot.kernels.x86.conv_form import Epilogue, Form, declines_epilogue, form, pack_channels
@@ -45,12 +46,14 @@ class DepthwiseConvolution(Tactic):
 
     def space(self, site: Site, target: Target) -> Iterator[Params]:
         f, isa = _form(site), isa_of(target)
-        most = _most(f, isa)
+        most, bound = _most(f, isa), {s.name: s.opt for s in site.symbols}
         width = f.out_size[2]
         # short runs keep the code small and left no tile slower than long ones
         runs = [min(most, n) for n in (8, most, 4)]
         found = runs if not isinstance(width, int) else [-(-width // -(-width // n)) for n in runs]
-        yield from ({"columns": c} for i, c in enumerate(found) if c not in found[:i])
+        batch, height = evaluate(f.batch, bound), evaluate(f.out_size[1], bound)
+        band = height if batch >= target.threads else -(-height // target.threads)
+        yield from ({"columns": c, "band": band} for i, c in enumerate(found) if c not in found[:i])
 
     def pack(self, site: Site, params: Params, target: Target,
              constants: Mapping[int, np.ndarray]) -> Mapping[int, np.ndarray]:
@@ -65,7 +68,7 @@ class DepthwiseConvolution(Tactic):
         return packed
 
     def emit(self, site: Site, params: Params, target: Target) -> Kernel:
-        return _Emitter(site, _form(site), params["columns"], isa_of(target)).kernel(self.name)
+        return _Emitter(site, _form(site), params, isa_of(target)).kernel(self.name)
 
 
 def _form(site: Site) -> Form:
@@ -90,8 +93,8 @@ def _most(f: Form, isa: Isa) -> int:
 class _Emitter:
     """One kernel function under construction."""
 
-    def __init__(self, site: Site, f: Form, columns: int, isa: Isa) -> None:
-        self.site, self.f, self.columns, self.isa = site, f, columns, isa
+    def __init__(self, site: Site, f: Form, params: Params, isa: Isa) -> None:
+        self.site, self.f, self.columns, self.band = site, f, params["columns"], params["band"]
         self.code = Code(isa, site.symbols)
         self.lanes = isa.lanes
         self.vertical = any(p != 0 for p in (f.begins[1], f.ends[1]))
@@ -116,8 +119,11 @@ class _Emitter:
         per_block = f.out.block // lanes
         parts = f.filter_blocks * per_block
         batch, out_height = code.dim(f.batch), code.dim(f.out_size[1])
-        with code.share(code.mul(code.mul(batch, parts), out_height)) as task:
-            n, part, oh = code.unflatten(task, (batch, parts, out_height))
+        # A thread keeps to a band of rows, all channels: the layers around do so too, and what they wrote or will
+        # read is in the cache of the same core.
+        bands = code.ceildiv(out_height, self.band)
+        with (code.share(code.mul(code.mul(batch, bands), parts)) as task,
+              self._rows(code.unflatten(task, (batch, bands, parts)), out_height) as (n, part, oh)):
             block = code.div(part, per_block)
             lane = code.mul(code.rem(part, per_block), lanes)
             base = code.offset(self.x, code.add(f.x.offset(code, n, block, 0, 0, 0), lane))
@@ -141,6 +147,14 @@ class _Emitter:
                 self._static_row(f.out_size[2], f.size[2])
             else:
                 self._dynamic_row()
+
+    @contextmanager
+    def _rows(self, place: list[Int], height: Int) -> Iterator[tuple[Int, Int, Int]]:
+        """Loop over the rows of a band: (image, part of the channels, row)."""
+        n, band, part = place
+        first = self.code.mul(band, self.band)
+        with self.code.loop(first, self.code.min(self.code.add(first, self.band), height)) as row:
+            yield n, part, row
 
     # --- a row of output ----------------------------------------------------------------------------------------
 
