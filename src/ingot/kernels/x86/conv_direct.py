@@ -150,10 +150,7 @@ class Emitter:
         groups = self.parts * f.groups
         places = code.mul(code.mul(batch, depth), strips)
         with code.share(code.mul(places, groups)) as task:
-            if self.params["order"]:
-                group, place = code.div(task, places), code.rem(task, places)
-            else:
-                place, group = code.div(task, groups), code.rem(task, groups)
+            place, group = code.div(task, groups), code.rem(task, groups)
             n, od, strip = code.unflatten(place, (batch, depth, strips))
             row = code.mul(strip, self.strip)
             rows = code.min(code.sub(height, row), self.strip)

@@ -1,6 +1,7 @@
 """Blocked convolutions as grids of pixels: which sites qualify, how their weights are packed, which tiles to try."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ from ingot.kernels.x86.conv_form import Form, Placed, declines_epilogue, form
 from ingot.target import Target
 
 _FLAT_LEAST = 6         # narrowest row of a flattened grid of pixels
-_POINTS = 8             # points to try at most
+_POINTS = 6             # points to try at most
 _KEEP = 256 << 10       # bytes of input a strip may take: it stays in the second-level cache beside the weights
 
 
@@ -168,6 +169,21 @@ def _load(height: int, strip: int, parts: int, batch: int, threads: int) -> floa
     return worst * threads / (batch * height * parts)
 
 
+def _afar(f: Form, places: int, threads: int) -> float:
+    """What a split costs in data from the other cores' caches, as a share of the time to compute.
+
+    Threads that split the pixels read all the weights each; threads that split the channels read all the input, half
+    of which another core wrote, and leave a result that the next layer, split by pixels, finds half elsewhere.
+    """
+    inner, outer = (math.prod(d for d in dims if isinstance(d, int)) for dims in (f.size, f.out_size))
+    sums = outer * f.filters * f.depth * f.taps / threads / 16          # cycles, about
+    if threads == 1:
+        return 0.0
+    if places >= threads:
+        return f.filters * f.depth * f.taps * 4 / 2 / 8 / sums
+    return (inner * f.channels * 4 / 2 + outer * f.filters * 4 / 4) / 4 / sums
+
+
 def _strips(grid: Grid, rows: int, parts: int, threads: int, batch: int) -> list[int]:
     """Output rows per task, the best first: even shares, input that stays in cache, few copies and weight streams."""
     f = grid.f
@@ -187,12 +203,12 @@ def _strips(grid: Grid, rows: int, parts: int, threads: int, batch: int) -> list
         cost *= 1 + 0.02 * max(0.0, nbytes / _KEEP - 1)     # strips beyond the second-level cache
         if f.filters * f.depth * f.taps * 4 > _KEEP:        # weights that come from afar for each strip
             cost *= 1 + 1.5 / (strip * out_width)
-        found[strip] = cost * (1 + 0.003 / strip)
+        found[strip] = (cost + _afar(f, -(-height // strip) * batch, threads)) * (1 + 0.003 / strip)
     return sorted(found, key=lambda s: found[s])
 
 
 def points(site: Site, grid: Grid, target: Target) -> Iterator[Params]:
-    """Register tiles by the loads they need per multiply-add, each with some strips and orders."""
+    """Register tiles by the loads they need per multiply-add, each with two sizes of strips."""
     f, isa = grid.f, isa_of(target)
     count = vectors_of(f, isa.lanes)
     unit = f.out.block // isa.lanes
@@ -218,9 +234,5 @@ def points(site: Site, grid: Grid, target: Target) -> Iterator[Params]:
     plans: list[tuple[int, Params]] = []
     for place, (_, point) in enumerate(ranked[:4]):
         strips = _strips(grid, point["rows"], -(-count // point["vectors"]), target.threads, batch)
-        for rank, strip in enumerate(strips[:2 if place < 2 else 1]):
-            plans.append((2 * place + 3 * rank, {**point, "strip": strip, "order": 0}))
-            # channel groups outermost: each would copy a padded strip again, but for a single one
-            if place < 2 and (not grid.padded or (isinstance(height, int) and strip >= height)):
-                plans.append((2 * place + 3 * rank + 3, {**point, "strip": strip, "order": 1}))
+        plans += ((place + 2 * rank, {**point, "strip": strip}) for rank, strip in enumerate(strips[:2]))
     yield from (p for _, p in sorted(plans, key=lambda c: c[0])[:_POINTS])
