@@ -93,7 +93,9 @@ class _Pooling:
         for d in lead:
             tasks = code.mul(tasks, d)
         with code.share(tasks) as task:
-            places = code.unflatten(task, lead)
+            # rows before channels: a thread keeps to a band of rows, as convolutions do, in its own core's cache
+            n, *rest, c = code.unflatten(task, [lead[0], *lead[2:], lead[1]])
+            places = [n, c, *rest]
             x = advance(code, self.x, list(zip(places[:2], self.x.view.strides, strict=False)))
             outs = {i: advance(code, s, list(zip(places, s.view.strides, strict=False)))
                     for i, s in {-1: self.out, **self.others}.items()}
