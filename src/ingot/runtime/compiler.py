@@ -9,6 +9,7 @@ import hashlib
 import os
 import stat
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -134,12 +135,21 @@ def _optimized(code: str, target: Target, name: str) -> tuple[llvm.ModuleRef, ll
     return module, machine
 
 
-def compile_code(code: str, target: Target, cache: CodeCache | None = None, name: str = "code") -> bytes:
-    """An object file for a module of LLVM IR. Raises CandidateError where LLVM refuses the text."""
-    key = code_key(code, target)
+def code_tag(code: str) -> str:
+    """What the names of a kernel's functions end in, so that many kernels can be loaded as one."""
+    return "." + hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def compile_code(code: str, target: Target, cache: CodeCache | None = None, name: str = "code",
+                 tag: str = "") -> bytes:
+    """An object file for a module of LLVM IR; the names it defines end in `tag`. Raises CandidateError."""
+    key = code_key(code, target) + tag
     if cache and (found := cache.get(key)):
         return found
     module, machine = _optimized(code, target, name)
+    for value in (*module.functions, *module.global_variables):
+        if tag and not value.is_declaration:
+            value.name += tag
     made: bytes = machine.emit_object(module)
     if cache:
         cache.put(key, made)
@@ -158,26 +168,37 @@ class Library:
     """Code loaded into this process. It lives as long as this object: whoever calls into it keeps it."""
 
     engine: llvm.ExecutionEngine
+    tag: str = ""
 
     def address(self, name: str) -> int:
         """The address of a function. Raises CandidateError where the code has none of that name."""
-        found: int = self.engine.get_function_address(name)
+        found: int = self.engine.get_function_address(name + self.tag)
         if not found:
             raise CandidateError(f"the code has no function '{name}'")
         return found
 
 
-def load_object(code: bytes, target: Target) -> Library:
-    """Load an object file into this process. Raises CandidateError where it cannot be linked."""
+def load_objects(codes: Mapping[str, bytes], target: Target) -> dict[str, Library]:
+    """Load object files, by the tag of their names, into this process: together, as each alone takes as long as all.
+
+    Raises CandidateError where they cannot be linked.
+    """
     try:
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(target))
-        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        for code in codes.values():
+            engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
     except RuntimeError as error:
         raise CandidateError("the compiled code cannot be loaded", why=(str(error).strip(),)) from None
-    return Library(engine)
+    return {tag: Library(engine, tag) for tag in codes}
+
+
+def load_object(code: bytes, target: Target) -> Library:
+    """Load an object file into this process. Raises CandidateError where it cannot be linked."""
+    return load_objects({"": code}, target)[""]
 
 
 def load_kernel(kernel: Kernel, target: Target, cache: CodeCache | None = None) -> Library:
     """Compile a kernel, or find it in the cache, and load it. Raises CandidateError."""
-    return load_object(compile_code(kernel.code, target, cache, kernel.name), target)
+    tag = code_tag(kernel.code)
+    return load_objects({tag: compile_code(kernel.code, target, cache, kernel.name, tag)}, target)[tag]

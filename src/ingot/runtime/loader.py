@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ingot.engine import Variant
-from ingot.errors import CandidateError, EngineError, ModelError
+from ingot.errors import EngineError
 from ingot.graph import parse_dim
 from ingot.kernels import Kernel, Site
-from ingot.runtime.compiler import CodeCache, Library, code_key, compile_code, load_object
+from ingot.runtime.compiler import CodeCache, Library, code_key, code_tag, compile_code, load_objects
 from ingot.target import Target
 from ingot.tune import Choice, generator_version, tactic_named, usable
 
@@ -57,43 +57,60 @@ def choice_key(site: Site, choice: Choice, target: Target) -> str:
     return code_key(f"{site.key} {choice.point} {generator_version()} {target.fingerprint}", target)
 
 
-def _told(kernel: Kernel, packed: Mapping[int, np.ndarray] | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Object:
+    """Compiled code, not yet loaded, and what is told of it."""
+
+    told: Mapping[str, Any]
+    code: bytes
+
+    @property
+    def tag(self) -> str:
+        return str(self.told["tag"])
+
+
+def _told(kernel: Kernel, tag: str, packed: Mapping[int, np.ndarray] | None) -> dict[str, Any]:
     """What a cache entry says of its code."""
-    return {"name": kernel.name, "phases": kernel.phases, "workspace": str(kernel.workspace),
+    return {"name": kernel.name, "phases": kernel.phases, "workspace": str(kernel.workspace), "tag": tag,
             "scratch": str(kernel.scratch),
             "packed": None if packed is None else [[k, a.nbytes] for k, a in sorted(packed.items())]}
 
 
-def _from_cache(raw: bytes, target: Target) -> Code | None:
-    """Code from a cache entry, None where the entry is not one of this form."""
-    head, _, code = raw.partition(b"\n")
-    try:
-        return Code(json.loads(head), load_object(code, target))
-    except (ValueError, KeyError, TypeError, CandidateError, ModelError):
-        return None
+def _object(key: str, site: Site, choice: Choice, target: Target, cache: CodeCache | None,
+            kernel: Kernel | None) -> _Object:
+    """The code of a choice, from the cache of this machine or generated now. Raises EngineError."""
+    if cache and (raw := cache.get(key)):
+        head, _, code = raw.partition(b"\n")
+        told = json.loads(head)         # the cache gives back only what was put there
+        if told.keys() == _FIELDS:
+            return _Object(told, code)
+    made, packed = (kernel, None) if kernel else _generated(site, choice, target)
+    tag = code_tag(made.code)
+    found = _Object(_told(made, tag, packed), compile_code(made.code, target, cache, made.name, tag))
+    if cache:
+        cache.put(key, json.dumps(found.told).encode() + b"\n" + found.code)
+    return found
 
 
-def load_choice(site: Site, choice: Choice, target: Target, cache: CodeCache | None = None,
-                kernel: Kernel | None = None) -> Code:
-    """The code of a choice: from this process, from the cache of this machine, or generated now.
+_FIELDS = {"name", "phases", "workspace", "scratch", "tag", "packed"}
+Wanted = tuple[Site, Choice, Kernel | None]
 
-    `kernel` is the choice's kernel where the caller has made it. Raises EngineError for a choice that no race here
-    could have made.
+
+def load_choices(wanted: Mapping[str, Wanted], target: Target, cache: CodeCache | None = None) -> dict[str, Code]:
+    """The code of choices, each with its kernel where the caller has made it; by the same names.
+
+    It comes from this process, from the cache of this machine, or is generated now. Raises EngineError for a choice
+    that no race here could have made.
     """
-    key = choice_key(site, choice, target)
+    keys = {name: choice_key(site, choice, target) for name, (site, choice, _) in wanted.items()}
     with _loaded.lock:
-        if found := _loaded.codes.get(key):
-            return found
-        raw = cache.get(key) if cache else None
-        code = _from_cache(raw, target) if raw else None
-        if code is None:
-            made, packed = (kernel, None) if kernel else _generated(site, choice, target)
-            compiled, told = compile_code(made.code, target, cache, made.name), _told(made, packed)
-            if cache:
-                cache.put(key, json.dumps(told).encode() + b"\n" + compiled)
-            code = Code(told, load_object(compiled, target))
-        _loaded.codes[key] = code
-        return code
+        codes = {key: code for key in keys.values() if (code := _loaded.codes.get(key)) is not None}
+        objects = {keys[name]: _object(keys[name], site, choice, target, cache, kernel)
+                   for name, (site, choice, kernel) in wanted.items() if keys[name] not in codes}
+        libraries = load_objects({o.tag: o.code for o in objects.values()}, target) if objects else {}
+        for key, found in objects.items():
+            codes[key] = _loaded.codes[key] = Code(found.told, libraries[found.tag])
+    return {name: codes[key] for name, key in keys.items()}
 
 
 def _generated(site: Site, choice: Choice, target: Target) -> tuple[Kernel, Mapping[int, np.ndarray]]:
@@ -111,19 +128,20 @@ def _generated(site: Site, choice: Choice, target: Target) -> tuple[Kernel, Mapp
 def load_codes(variant: Variant, cache: CodeCache | None = None,
                kernels: Mapping[str, Kernel] | None = None) -> tuple[Code | None, ...]:
     """The code of every launch, in order; None for those that run on the reference."""
-    made: dict[str, Code] = {}
-    for index, launch in enumerate(variant.program.launches):
-        if not launch.native:
-            continue
+    wanted: dict[str, Wanted] = {}
+    for launch in variant.program.launches:
         key = launch.site.key
-        if key not in variant.choices:
+        if launch.native and key not in variant.choices:
             raise EngineError(f"the engine has no choice for {launch.where}", why=(f"its site is {launch.site}",),
                               mend="build the engine anew")
-        if key not in made:
-            made[key] = load_choice(launch.site, variant.choices[key], variant.target, cache, (kernels or {}).get(key))
+        if launch.native:
+            wanted[key] = launch.site, variant.choices[key], (kernels or {}).get(key)
+    made = load_choices(wanted, variant.target, cache)
+    for index, launch in enumerate(variant.program.launches):
         packed = {k: a.nbytes for (i, k), a in variant.packed.items() if i == index}
-        if made[key].packed not in (None, packed):
+        if launch.native and made[launch.site.key].packed not in (None, packed):
+            reads = made[launch.site.key].packed
             raise EngineError(f"the packed constants of {launch.where} are not what its kernel reads",
-                              why=(f"they have {packed} bytes by operand, the kernel reads {made[key].packed}",),
+                              why=(f"they have {packed} bytes by operand, the kernel reads {reads}",),
                               mend="build the engine anew")
     return tuple(made[x.site.key] if x.native else None for x in variant.program.launches)
