@@ -270,3 +270,7 @@ def test_order_among_nan_zeros_and_infinities(op: str, attrs: dict) -> None:
     attrs = attrs if op == "TopK" else {"axis": attrs.get("axis", 1)}
     agree(site_of(op, ((t(9, 40),), attrs))[0], special=True)
     agree(site_of(op, ((t(9, 40, dtype=F64),), attrs))[0], special=True)
+
+
+def test_nan_stays_where_it_is_in_a_resize_by_nearest() -> None:
+    agree(site_of("Resize", ((t(2, 3, 6, 7),), {"scales": (1.0, 1.0, 2.0, 3.0)}))[0], special=True)

@@ -10,6 +10,7 @@ from ingot.graph import type_of
 from ingot.ops.convolution import Window, convolution_window, transposed_window
 from ingot.ops.op import OPS, Attrs
 from ingot.ops.pooling import pooling_window
+from ingot.ops.resize import resized
 from ingot.ops.shapes import ints
 
 Arrays = Sequence["np.ndarray | None"]
@@ -233,9 +234,45 @@ def gelu(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
     return [np.asarray(0.5 * wide * (1 + _erf(wide * math.sqrt(0.5)))).astype(np.float32)]
 
 
+def resize(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """Resize by nearest, which onnx.reference makes a sum with weights 0 and 1: NaN and infinity leak past it there."""
+    x = arrays[0]
+    transformation = str(attrs["coordinate_transformation_mode"])
+    if x is None or attrs["mode"] != "nearest" or transformation == "tf_crop_and_resize":
+        return None
+    shape, scales = resized((type_of(x),), attrs)
+    out = x
+    for axis, (size, scale) in enumerate(zip(shape, scales, strict=True)):
+        old, new = x.shape[axis], int(str(size))
+        factor = new / old if scale is None else scale
+        if old != new or factor != 1.0:
+            found = [_nearest(_source(i, old, new, factor, transformation), str(attrs["nearest_mode"]))
+                     for i in range(new)]
+            out = np.take(out, np.clip(found, 0, old - 1), axis=axis)
+    return [np.ascontiguousarray(out)]
+
+
+def _source(place: int, old: int, new: int, scale: float, transformation: str) -> float:
+    """Where in the input a place of the result lies, by ONNX's formulas."""
+    if transformation == "align_corners":
+        return 0.0 if scale * old == 1 else place * (old - 1) / (scale * old - 1)
+    if transformation == "asymmetric":
+        return place / scale
+    if transformation == "pytorch_half_pixel" and scale * old == 1:
+        return -0.5
+    shift = old / 2 * (1 - new / (scale * old)) if transformation == "half_pixel_symmetric" else 0.0
+    return shift + (place + 0.5) / scale - 0.5
+
+
+def _nearest(x: float, mode: str) -> int:
+    return {"round_prefer_floor": math.ceil(x - 0.5), "round_prefer_ceil": math.floor(x + 0.5),
+            "floor": math.floor(x), "ceil": math.ceil(x)}[mode]
+
+
 OWN: Mapping[str, Callable[[Arrays, Attrs], list[np.ndarray] | None]] = {
     "AveragePool": average_pool, "Conv": conv, "ConvTranspose": conv_transpose, "Erf": erf,
     "GatherElements": gather_elements, "Gelu": gelu,
     "GlobalLpPool": global_lp_pool, "GlobalMaxPool": global_max_pool,
     "LRN": lrn, "LpNormalization": lp_normalization, "LpPool": lp_pool, "MaxPool": max_pool, "Mean": mean, "Pad": pad,
+    "Resize": resize,
     "Softsign": softsign}
