@@ -52,7 +52,9 @@ class DepthwiseConvolution(Tactic):
         runs = [min(most, n) for n in (8, most, 4)]
         found = runs if not isinstance(width, int) else [-(-width // -(-width // n)) for n in runs]
         batch, height = evaluate(f.batch, bound), evaluate(f.out_size[1], bound)
-        band = height if batch >= target.threads else -(-height // target.threads)
+        band = -(-height // target.threads)
+        if batch >= target.threads or band * target.threads > 1.1 * height:
+            band = height       # images, or blocks of channels, share out more evenly than rows
         yield from ({"columns": c, "band": band} for i, c in enumerate(found) if c not in found[:i])
 
     def pack(self, site: Site, params: Params, target: Target,
