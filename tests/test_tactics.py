@@ -115,11 +115,12 @@ def test_neon_compiles(op: str) -> None:
 # Ops of which no f32 sample may be left to the reference.
 NATIVE = sorted({name for name, op in OPS.items() if op.pointwise} | {
     "ArgMax", "ArgMin", "AveragePool", "BatchNormalization", "Concat", "ConstantOfShape", "CumSum", "DepthToSpace",
-    "Expand", "EyeLike", "Flatten", "Gather", "GatherElements", "GatherND", "GlobalAveragePool", "GlobalLpPool",
-    "GlobalMaxPool", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LogSoftmax", "LpPool",
-    "MaxPool", "OneHot", "Pad", "RMSNormalization", "Range", "ReduceL1", "ReduceL2", "ReduceLogSum",
-    "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare",
-    "Reorder", "Reshape", "Resize", "ScatterElements", "ScatterND", "Slice", "Softmax", "SpaceToDepth", "Split",
+    "DequantizeLinear", "Einsum", "Expand", "EyeLike", "Flatten", "Gather", "GatherElements", "GatherND",
+    "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "GroupNormalization", "Hardmax", "InstanceNormalization",
+    "LRN", "LayerNormalization", "LogSoftmax", "LpNormalization", "LpPool", "MaxPool", "OneHot", "Pad",
+    "QuantizeLinear", "RMSNormalization", "Range", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Reorder", "Reshape",
+    "Resize", "ScatterElements", "ScatterND", "Shape", "Size", "Slice", "Softmax", "SpaceToDepth", "Split",
     "Squeeze", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze"})
 
 

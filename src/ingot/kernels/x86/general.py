@@ -2,6 +2,7 @@
 from ingot.kernels.tactic import Tactic
 from ingot.kernels.x86.along import ArgBest, Hardmax, Norm, Running, TopK
 from ingot.kernels.x86.channels import LocalResponse
+from ingot.kernels.x86.einsum import Einsum
 from ingot.kernels.x86.fill import Fill, Nothing, Sizes, Triangle
 from ingot.kernels.x86.gather import Gather, GatherElements, GatherND, OneHot, Scatter
 from ingot.kernels.x86.movement import ConstantPad, Copies
@@ -38,6 +39,7 @@ GENERAL: tuple[Tactic, ...] = (
     Hardmax(),
     LocalResponse(),
     Sizes(),
+    Einsum(),
     Fill(),
     Triangle(),
     Nothing(),
