@@ -204,7 +204,14 @@ def _strips(grid: Grid, rows: int, parts: int, threads: int, batch: int) -> list
         if f.filters * f.depth * f.taps * 4 > _KEEP:        # weights that come from afar for each strip
             cost *= 1 + 1.5 / (strip * out_width)
         found[strip] = (cost + _afar(f, -(-height // strip) * batch, threads)) * (1 + 0.003 / strip)
-    return sorted(found, key=lambda s: found[s])
+    best = min(found, key=lambda s: found[s])
+
+    def splits_pixels(strip: int) -> bool:
+        return -(-height // strip) * batch >= threads
+
+    # a race of one kernel alone does not see where its neighbours leave their data: it must not undo that choice
+    alike = [s for s in found if splits_pixels(s) == splits_pixels(best)]
+    return sorted(alike, key=lambda s: found[s])
 
 
 def points(site: Site, grid: Grid, target: Target) -> Iterator[Params]:
