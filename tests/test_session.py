@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from handmade import KERNELS, SIN_SITE, engine, expected
+from handmade import ADD_SITE, KERNELS, NEG_SITE, ROW_SITE, SIN_SITE, engine, expected, loop
 
 from ingot.errors import EngineError, InputError
 from ingot.runtime import loader
@@ -185,6 +185,25 @@ def test_a_warm_code_cache_needs_no_kernel_text(cache: CodeCache) -> None:
     assert right(Session(engine(), cache=cache, kernels=KERNELS).run(given), given)
     loader._loaded.codes.clear()
     assert right(Session(engine(), cache=cache).run(given), given)      # no tactic is called test.handmade
+
+
+def test_kernels_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    same = {ADD_SITE.key: loop("same", "%r = fadd float %a, %b"), ROW_SITE.key: KERNELS[ROW_SITE.key],
+            NEG_SITE.key: loop("same", "%r = fneg float %a", out=1, index="add i64 0, 0")}
+    given = feeds(6)
+    for kernels in (same, None):                        # compiled, then from the cache
+        loader._loaded.codes.clear()
+        assert right(Session(engine(), cache=CodeCache(tmp_path / "code"), kernels=kernels).run(given), given)
+
+
+def test_a_code_entry_of_another_form_is_made_anew(tmp_path: Path) -> None:
+    cache, given = CodeCache(tmp_path / "code"), feeds(6)
+    made = engine()
+    for key, choice in made.variants[0].choices.items():
+        site = next(x.site for x in made.variants[0].program.launches if x.site.key == key)
+        cache.put(loader.choice_key(site, choice, made.variants[0].target), b'{"name": "old"}\nnot an object')
+    loader._loaded.codes.clear()
+    assert right(Session(made, cache=cache, kernels=KERNELS).run(given), given)
 
 
 def test_a_session_works_in_a_forked_child(session: Session) -> None:
