@@ -156,9 +156,9 @@ class _File:
         threads.shutdown(wait=False)
 
         def wait() -> None:
-            for index, fine in hashed:
-                if not fine.result():
-                    raise _damaged(self._path, f"section {index} does not match its hash")
+            # all of them, also after a wrong one: nobody may read the file any more once it has been refused
+            if wrong := [index for index, fine in hashed if not fine.result()]:
+                raise _damaged(self._path, f"section {wrong[0]} does not match its hash")
             self._sound.update(sections)
 
         return wait

@@ -56,9 +56,11 @@ class Session:
         self.threads = asked or min(here.threads, chosen.target.threads)
         self._program = program = chosen.program
         store = cache if cache is not None else code_cache()
-        codes = load_codes(chosen, store, kernels)      # while the hashes of the weights are checked
-        if check:
-            check()
+        try:
+            codes = load_codes(chosen, store, kernels)      # while the hashes of the weights are checked
+        finally:
+            if check:
+                check()
         self.plan = chosen.plan
         demands = [(c.workspace, c.scratch) if c else (0, 0) for c in codes]
         if wrong := faults(program, chosen.plan, demands):
