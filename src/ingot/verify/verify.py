@@ -39,6 +39,7 @@ class Case:
     source: str             # where the tolerance comes from
     passed: bool
     note: str = ""          # why it did not pass, or why it was not tried
+    pattern: bool = True    # NaN and infinities are where they belong
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,43 @@ def _judge(graph: Graph, probe: Probe, got: Mapping[str, np.ndarray], wanted: Ma
         tolerance = allowed[name]
         cases.append(Case(probe.name, name, difference.largest, difference.relative, difference.cosine,
                           tolerance.relative, tolerance.source, difference.within(tolerance.relative),
-                          _note(difference, tolerance)))
+                          _note(difference, tolerance), not difference.note and not difference.wrong_pattern))
     return cases
+
+
+_LAST_BIT = 2.0**-23
+
+
+def _conditioned(cases: Sequence[Case], graph: Graph, feeds: Feeds, wanted: Mapping[str, np.ndarray],
+                 original: Original) -> list[Case]:
+    """Cases beyond their tolerance, judged once more by the model's condition on these very inputs.
+
+    Special inputs can be ill-conditioned: a normalisation of what is constant but for rounding, a sigmoid of large
+    sums that cancel. There a right answer's error is that of a well-conditioned sum times the condition number, which
+    is measured: how far the original's own answer moves when every input moves by its last bit, over that bit.
+    """
+    moved = original.run({name: _nudged(array) for name, array in feeds.items()})
+    found = []
+    for case in cases:
+        shape = graph.types[case.output].shape
+        per_item = bool(shape) and isinstance(shape[0], Expr) and wanted[case.output][:1].size >= _FEW
+        condition = compare(moved[case.output], wanted[case.output], items=per_item).relative / _LAST_BIT
+        allowed = case.tolerance * max(1.0, condition) if np.isfinite(condition) else case.tolerance
+        if not case.passed and case.pattern and 0 < case.relative <= allowed:
+            case = replace(case, tolerance=allowed, passed=True, note="",
+                           source=f"{case.source}, times the condition number {condition:.3g} of these inputs")
+        found.append(case)
+    return found
+
+
+def _nudged(array: np.ndarray) -> np.ndarray:
+    """Every number moved by its last bit, up or down; zeros by half of 1's last bit."""
+    if array.dtype.kind != "f":
+        return array
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], array.shape)
+    with np.errstate(all="ignore"):
+        moved = np.where(array == 0, signs * _LAST_BIT / 2, array.astype(np.float64) * (1 + signs * _LAST_BIT))
+    return np.asarray(moved, array.dtype)
 
 
 def _loose(graph: Graph, probe: Probe, wanted: np.ndarray, batched: bool) -> np.ndarray | None:
@@ -147,7 +183,11 @@ def verify(run: Run, original: Original, graph: Graph, *, engine: str = "engine"
             skipped.append(f"{probe.name}: the {seconds:g} seconds for verification were used up")
             continue
         with np.errstate(all="ignore"):
-            cases += _judge(graph, probe, run(probe.feeds), original.run(probe.feeds))
+            wanted = original.run(probe.feeds)
+            judged = _judge(graph, probe, run(probe.feeds), wanted)
+            if not needed and any(not c.passed and c.pattern for c in judged):
+                judged = _conditioned(judged, graph, probe.feeds, wanted, original)
+            cases += judged
     return Verdict(original.name, engine, tuple(cases), tuple(skipped), seconds=time.perf_counter() - begin)
 
 
