@@ -124,7 +124,9 @@ class Sizes(Tactic):
     name = "x86.sizes"
 
     def declines(self, site: Site, target: Target) -> str | None:
-        return None if site.op in ("Shape", "Size") and len(site.steps) == 1 else f"{site.op} gives no sizes"
+        if site.op not in ("Shape", "Size") or len(site.steps) > 1:
+            return f"{site.op} gives no sizes"
+        return declines_movement(site)
 
     def emit(self, site: Site, params: Params, target: Target) -> Kernel:
         code = Code(isa_of(target), site.symbols)
