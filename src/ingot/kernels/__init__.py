@@ -2,6 +2,6 @@
 from ingot.kernels.tactic import TACTICS, Kernel, Operand, Params, Site, Step, Tactic, able
 
 # isort: split
-from ingot.kernels import x86  # importing a target registers its tactics, which are made of the names above
+from ingot.kernels import cuda, x86  # importing a target registers its tactics, which are made of the names above
 
-__all__ = ["TACTICS", "Kernel", "Operand", "Params", "Site", "Step", "Tactic", "able", "x86"]
+__all__ = ["TACTICS", "Kernel", "Operand", "Params", "Site", "Step", "Tactic", "able", "cuda", "x86"]
