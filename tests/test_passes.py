@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ingot.errors import InputError, InternalError
-from ingot.graph import Graph, parse, show
+from ingot.graph import F32, Graph, TensorType, parse, show
+from ingot.kernels.reference import from_physical, to_physical
 from ingot.ops import infer
 from ingot.ops.reference import run_graph
 from ingot.passes import (
@@ -618,3 +619,35 @@ def test_padding_goes_into_the_convolution():
                               "q = Conv(b, w) {'pads': (0, 1, 1, 1), 'strides': (2, 2)}", "return p, q"]
     same_numbers(graph, done)
     assert why_not_of(graph, "pad-into-convolution")["q"] == "it does not pad with zeros"
+
+
+def test_on_a_gpu_convolutions_and_what_follows_lie_channels_last():
+    graph = graph_of("""
+        input x: f16[2,3,8,8]
+        const w: f16[16,3,3,3]
+        const v: f16[16,16,3,3]
+        y = Conv(x, w) {'pads': (1, 1, 1, 1)}
+        r = Relu(y)
+        z = Conv(r, v) {'pads': (1, 1, 1, 1)}
+        s = Add(z, r)
+        p = GlobalAveragePool(s)
+        return p
+    """)
+    made = choose_layout(graph, Target("cuda", "sm_90"))
+    assert [n.op for n in made.nodes] == [n.op for n in graph.nodes]        # no Reorder: the stem reads x plain
+    assert [made.types[n.output].layout for n in made.nodes] == ["nhwc", "nhwc", "nhwc", "nhwc", ""]
+    lone = choose_layout(graph_of("""
+        input x: f32[1,16,8,8]
+        const w: f32[16,16,3,3]
+        y = Conv(x, w)
+        return y
+    """), Target("cuda", "sm_90"))
+    assert [n.op for n in lone.nodes] == ["Reorder", "Conv", "Reorder"]
+
+
+def test_channels_last_lie_as_their_physical_shape_says():
+    array = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    type_ = TensorType(F32, array.shape, "nhwc")
+    laid = to_physical(array, type_)
+    assert type_.physical == laid.shape == (2, 4, 5, 3) and type_.nbytes == laid.nbytes
+    assert (from_physical(laid, type_) == array).all()

@@ -12,6 +12,7 @@ from ingot.graph.types import (
     I8,
     I32,
     I64,
+    LAYOUTS,
     STR,
     U8,
     DType,
@@ -24,7 +25,7 @@ from ingot.graph.types import (
 Dim = int | Expr
 
 __all__ = [
-    "BF16", "BOOL", "DTYPES", "F16", "F32", "F64", "I8", "I32", "I64", "STR", "U8", "DType", "Dim", "Expr", "Graph",
-    "GraphBuilder", "Infer", "Node", "Symbol", "TensorType", "dense_strides", "dtype_from_numpy", "evaluate", "parse",
-    "parse_dim", "parse_type", "product", "show", "symbol", "symbols_of", "type_of",
+    "BF16", "BOOL", "DTYPES", "F16", "F32", "F64", "I8", "I32", "I64", "LAYOUTS", "STR", "U8", "DType", "Dim", "Expr",
+    "Graph", "GraphBuilder", "Infer", "Node", "Symbol", "TensorType", "dense_strides", "dtype_from_numpy", "evaluate",
+    "parse", "parse_dim", "parse_type", "product", "show", "symbol", "symbols_of", "type_of",
 ]

@@ -70,13 +70,16 @@ def dtype_from_numpy(dtype: np.dtype) -> DType:
     raise UnsupportedError(f"numpy dtype {dtype} has no counterpart", mend=f"convert to one of {', '.join(DTYPES)}")
 
 
+LAYOUTS = ("", "c8", "c16", "nhwc")
+
+
 @dataclass(frozen=True, slots=True)
 class TensorType:
     """Element type and logical shape, and how the elements lie in memory.
 
     `layout` is "" for plain row-major order, or "c16" / "c8": channels (axis 1) in blocks, so that a logical
     [N, C, *spatial] lies as [N, ceil(C/16), *spatial, 16]. The lanes past C hold anything, and no kernel may
-    let them reach a valid lane.
+    let them reach a valid lane. "nhwc" has channels last: a logical [N, C, *spatial] lies as [N, *spatial, C].
     """
 
     dtype: DType
@@ -89,8 +92,8 @@ class TensorType:
 
     @property
     def block(self) -> int:
-        """Channels per block; 0 for the plain layout."""
-        return int(self.layout[1:]) if self.layout else 0
+        """Channels per block; 0 for a layout without blocks."""
+        return int(self.layout[1:]) if self.layout.startswith("c") else 0
 
     @property
     def physical(self) -> tuple[int | Expr, ...]:
@@ -98,7 +101,7 @@ class TensorType:
         if not self.layout:
             return self.shape
         n, c, *spatial = self.shape
-        return (n, -(-c // self.block), *spatial, self.block)
+        return (n, -(-c // self.block), *spatial, self.block) if self.block else (n, *spatial, c)
 
     @property
     def size(self) -> int | Expr:

@@ -356,6 +356,10 @@ def _same_bytes(a: TensorType, b: TensorType) -> bool:
         return True
     blocked = a if a.layout else b
     channels, spatial = blocked.shape[1], blocked.shape[2:]
+    if {a.layout, b.layout} == {"", "nhwc"}:
+        return channels == 1 or all(d == 1 for d in spatial)
+    if not blocked.block:
+        return False
     return isinstance(channels, int) and channels % blocked.block == 0 and all(d == 1 for d in spatial) and not (
         a.layout and b.layout)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ingot.graph import I64, Dim, TensorType
+from ingot.graph import I64, LAYOUTS, Dim, TensorType
 from ingot.ops.op import REQUIRED, Attrs, Op, Types, declare
 from ingot.ops.samples import f32
 from ingot.ops.shapes import dims, dtype_named, given, integer, word
@@ -55,10 +55,10 @@ def _range(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
 
 def _reorder(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
     x, layout = given(types[0]), word(attrs, "layout")
-    if layout not in ("", "c8", "c16"):
+    if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}")
     if layout and x.rank < 3:
-        raise ValueError(f"{x} has no spatial axes, so no blocked layout")
+        raise ValueError(f"{x} has no spatial axes, so no layout of channels")
     return (replace(x, layout=layout),)
 
 

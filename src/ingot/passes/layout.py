@@ -1,4 +1,4 @@
-"""Let convolutions work on blocked channels, from end to end.
+"""Let convolutions work on blocked channels (a CPU) or on channels last (a GPU), from end to end.
 
 A convolution that is worth it gets the attribute `layout` ("c16" with AVX-512, "c8" with AVX2): its result lies in
 blocks of that many channels. Pointwise ops, pooling and resizing pass the layout on; a Reorder stands only where a
@@ -8,14 +8,17 @@ What is worth it: an f32 convolution of rank 3 to 5 with a constant weight, at l
 and one group, or one channel per group, or groups of whole blocks; and another such convolution that it reaches
 without leaving the blocked layout (one alone would pay for two Reorders). A convolution with fewer input channels
 than a block reads its input plain. No number changes.
+
+For a GPU the layout is "nhwc", which has no blocks: every convolution of rank 4 with a constant weight in one of the
+floating types gets it, also one alone; one with fewer than eight input channels reads its input plain.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from ingot.graph import F32, Graph, Node, TensorType
+from ingot.graph import BF16, F16, F32, DType, Graph, Node, TensorType
 from ingot.ops import OPS, infer
 from ingot.passes.duplicates import merge_duplicates
 from ingot.passes.graph_pass import graph_pass
@@ -23,6 +26,10 @@ from ingot.passes.rewrite import attribute
 from ingot.target import Target
 
 BLOCKS = {"avx512": 16, "avx2": 8}      # channels per block, by instruction set
+FEW = 8                                 # channels last: an input of fewer channels than this is read plain
+FLOATS = frozenset({F32, F16, BF16})  # what channels last serves
+BLOCKED = frozenset({F32})              # what blocks serve
+Served = frozenset[DType]
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 TO_PLAIN = frozenset({"GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"})
 PASS_ON = frozenset({"MaxPool", "AveragePool", "LpPool", "Resize"})
@@ -31,6 +38,20 @@ PASS_ON = frozenset({"MaxPool", "AveragePool", "LpPool", "Resize"})
 def block_of(target: Target) -> int:
     """Channels per block for a target; 0 where it has no use for blocks."""
     return BLOCKS.get(target.isa, 0)
+
+
+def unfit_last(graph: Graph, node: Node) -> str | None:
+    """Why a node is no convolution to work on channels last, None if it is one."""
+    if node.op not in CONVOLUTIONS:
+        return f"it is {node.op}, not a convolution"
+    x, weight = graph.types[node.inputs[0]], graph.types[node.inputs[1]]
+    if x.dtype not in FLOATS or x.rank != 4:
+        return f"its input is {x}: not floating of rank 4"
+    if node.inputs[1] not in graph.constants:
+        return "its weight is not a constant"
+    if _channels(weight, node.op, int(str(attribute(node, "group")))) is None:
+        return "its channels are not known"
+    return None
 
 
 def _channels(weight: TensorType, op: str, group: int) -> tuple[int, int] | None:
@@ -66,27 +87,27 @@ def unfit(graph: Graph, node: Node, block: int) -> str | None:
     return None
 
 
-def _carries(graph: Graph, node: Node, value: str) -> bool:
+def _carries(graph: Graph, node: Node, value: str, served: Served) -> bool:
     """Whether a node takes a blocked `value` as one that gives its result its layout."""
     op, x = OPS.get(node.op), graph.types[value]
-    if op is None or not op.blocked or x.dtype != F32 or x.rank < 3 or node.op in CONVOLUTIONS:
+    if op is None or not op.blocked or x.dtype not in served or x.rank < 3 or node.op in CONVOLUTIONS:
         return False
     if node.op in TO_PLAIN:
         return value == node.inputs[0]
     if len(node.outputs) > 1:
         return False
     out = graph.types[node.output]
-    if out.dtype != F32 or out.rank != x.rank or out.shape[1] != x.shape[1] or not isinstance(out.shape[1], int):
+    if out.dtype not in served or out.rank != x.rank or out.shape[1] != x.shape[1] or not isinstance(out.shape[1], int):
         return False
     if not op.pointwise:
         return node.op in PASS_ON and value == node.inputs[0] and out.shape[0] == x.shape[0]
-    return all(_operand(graph, i, out) for i in node.inputs if i)
+    return all(_operand(graph, i, out, served) for i in node.inputs if i)
 
 
-def _operand(graph: Graph, value: str, out: TensorType) -> bool:
+def _operand(graph: Graph, value: str, out: TensorType, served: Served) -> bool:
     """Whether a pointwise op with this blocked result can read the value: blocked, one number, or one a channel."""
     t = graph.types[value]
-    if t.dtype != F32:
+    if t.dtype not in served:
         return False
     array = graph.constants.get(value)
     if array is not None:
@@ -95,7 +116,7 @@ def _operand(graph: Graph, value: str, out: TensorType) -> bool:
     return t.size == 1 or (t.rank == out.rank and t.shape[1] == out.shape[1])
 
 
-def _chains(graph: Graph, block: int) -> dict[int, int]:
+def _chains(graph: Graph, fits: Sequence[Node], served: Served = BLOCKED) -> dict[int, int]:
     """Convolution that fits (by id) -> how many such convolutions its chain of blocked ops has."""
     parent: dict[str, str] = {}
 
@@ -104,12 +125,11 @@ def _chains(graph: Graph, block: int) -> dict[int, int]:
             value = parent[value]
         return value
 
-    fits = [n for n in graph.nodes if unfit(graph, n, block) is None]
     ids = {id(n) for n in fits}
     for node in graph.nodes:
         if id(node) in ids:
             parent[root(node.inputs[0])] = root(node.output)
-        elif any(_carries(graph, node, i) for i in node.inputs if i):
+        elif any(_carries(graph, node, i, served) for i in node.inputs if i):
             for value in node.inputs:
                 if value and value not in graph.constants and node.op not in TO_PLAIN:
                     parent[root(value)] = root(node.output)
@@ -119,10 +139,14 @@ def _chains(graph: Graph, block: int) -> dict[int, int]:
     return {id(n): count[root(n.output)] for n in fits}
 
 
+def _fitting(graph: Graph, block: int) -> list[Node]:
+    return [n for n in graph.nodes if unfit(graph, n, block) is None]
+
+
 def why_not(graph: Graph, node: Node) -> str | None:
     """None if the convolution would be blocked (blocks of 16), else why it stays plain."""
     reason = unfit(graph, node, 16)
-    if reason is None and _chains(graph, 16)[id(node)] < 2:
+    if reason is None and _chains(graph, _fitting(graph, 16))[id(node)] < 2:
         return "no other blocked convolution is reached from it: the Reorders would cost more than it gains"
     return reason
 
@@ -174,18 +198,21 @@ class _Places:
 
 @graph_pass(after=(merge_duplicates,), why_not=why_not)
 def choose_layout(graph: Graph, target: Target) -> Graph:
-    """Lay the results of convolutions, and what follows them, in blocks of channels; Reorder at the edges."""
-    block = block_of(target)
-    chains = _chains(graph, block) if block else {}
-    if not any(count > 1 for count in chains.values()):
+    """Lay the results of convolutions, and what follows them, by channels as the target wants; Reorder at the edges."""
+    block, last = block_of(target), target.kind == "cuda"
+    fits = [n for n in graph.nodes if unfit_last(graph, n) is None] if last else _fitting(graph, block) if block else []
+    served = FLOATS if last else BLOCKED
+    chains = _chains(graph, fits, served)
+    least = 1 if last else 2
+    if not any(count >= least for count in chains.values()):
         return graph
-    layout = f"c{block}"
+    layout = "nhwc" if last else f"c{block}"
     at = _Places(graph, types={v: graph.types[v] for v in (*graph.inputs, *graph.constants)})
     for node in graph.nodes:
-        if chains.get(id(node), 0) > 1:
-            _convolution(at, node, layout, block)
+        if chains.get(id(node), 0) >= least:
+            _convolution(at, node, layout, FEW if last else block)
         elif (carried := [i for i in node.inputs if i and at.blocked(i)]) and any(
-                _carries(graph, node, i) for i in carried):
+                _carries(graph, node, i, served) for i in carried):
             _carrier(at, node, layout)
         else:
             inputs = tuple(at.get(i, "") if i else "" for i in node.inputs)
@@ -195,10 +222,10 @@ def choose_layout(graph: Graph, target: Target) -> Graph:
     return replace(graph, nodes=tuple(at.nodes), types=MappingProxyType(at.types))
 
 
-def _convolution(at: _Places, node: Node, layout: str, block: int) -> None:
+def _convolution(at: _Places, node: Node, layout: str, least: int) -> None:
     x = node.inputs[0]
     channels = at.graph.types[x].shape[1]
-    few = isinstance(channels, int) and channels < block
+    few = isinstance(channels, int) and channels < least
     plain = few and not at.blocked(x) and attribute(node, "group") == 1
     inputs = (at.get(x, "" if plain else layout), *node.inputs[1:])
     at.place(node, inputs, layout, {**node.attrs, "layout": layout})

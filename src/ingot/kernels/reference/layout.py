@@ -19,6 +19,8 @@ def to_physical(array: np.ndarray, type_: TensorType, fill: int = 0xFF) -> np.nd
     """
     if not type_.layout:
         return np.ascontiguousarray(array).reshape(array.shape)
+    if not type_.block:
+        return np.ascontiguousarray(np.moveaxis(array, 1, -1))
     block, channels = type_.block, array.shape[1]
     blocks = -(-channels // block)
     padded = np.empty((array.shape[0], blocks * block, *array.shape[2:]), array.dtype)
@@ -32,6 +34,8 @@ def from_physical(array: np.ndarray, type_: TensorType) -> np.ndarray:
     """The logical array, dense, of one that lies in memory as its type says; the inverse of `to_physical`."""
     if not type_.layout:
         return np.ascontiguousarray(array).reshape(array.shape)     # ascontiguousarray makes a scalar a vector
+    if not type_.block:
+        return np.ascontiguousarray(np.moveaxis(array, -1, 1))
     merged = np.moveaxis(array, -1, 2)
     merged = merged.reshape(merged.shape[0], merged.shape[1] * merged.shape[2], *merged.shape[3:])
     return np.ascontiguousarray(merged[:, :type_.shape[1]])
