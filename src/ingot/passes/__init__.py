@@ -13,6 +13,7 @@ from ingot.passes.duplicates import merge_duplicates
 from ingot.passes.gemm import split_gemm
 from ingot.passes.graph_pass import Pass, Watch, apply, both, dump_to, graph_pass, pipeline, unwatched
 from ingot.passes.layout import choose_layout
+from ingot.passes.precision import SHORT, Overflow, Precision, kept_for, lower_precision, overflows
 from ingot.passes.recognition import recognise
 from ingot.passes.resolve_shapes import resolve_shapes
 from ingot.passes.rewrite import Rule, explain, rewrite, why_not
@@ -51,9 +52,22 @@ PASSES: Mapping[str, Pass] = {p.name: p for p in PIPELINE}
 RULES: Mapping[str, Rule] = {r.name: r for p in PASSES.values() for r in p.rules}
 
 
-def optimize(graph: Graph, target: Target, watch: Watch = unwatched) -> Graph:
-    """The graph after every pass of the pipeline; `watch` sees it before and after each."""
-    return apply(PIPELINE, graph, target, watch)
+def optimize(graph: Graph, target: Target, watch: Watch = unwatched, precision: Precision = Precision()) -> Graph:
+    """The graph after every pass of the pipeline; `watch` sees it before and after each.
+
+    A shorter `precision` is gone over to after everything that folds constants, and before the layout.
+    """
+    if precision.name not in SHORT:
+        return apply(PIPELINE, graph, target, watch)
+    whole = simplified(graph, target, watch)
+    short = lower_precision(whole, precision)
+    watch("lower_precision", whole, short)
+    return apply((merge_duplicates, remove_dead_code, choose_layout), short, target, watch)
+
+
+def simplified(graph: Graph, target: Target, watch: Watch = unwatched) -> Graph:
+    """The graph after every pass but the last, which lays values out for the device."""
+    return apply(PIPELINE[:-1], graph, target, watch)
 
 
 def why(graph: Graph, name: str) -> tuple[tuple[Node, str | None], ...]:
@@ -72,5 +86,6 @@ def why(graph: Graph, name: str) -> tuple[tuple[Node, str | None], ...]:
     return tuple(pair for rule in step.rules for pair in explain(graph, rule))
 
 
-__all__ = ["PASSES", "PIPELINE", "RULES", "Pass", "Rule", "Watch", "apply", "both", "dump_to", "explain", "graph_pass",
-           "optimize", "pipeline", "rewrite", "unwatched", "why", "why_not"]
+__all__ = ["PASSES", "PIPELINE", "RULES", "Overflow", "Pass", "Precision", "Rule", "Watch", "apply", "both", "dump_to",
+           "explain", "graph_pass", "kept_for", "lower_precision", "optimize", "overflows", "pipeline", "rewrite",
+           "simplified", "unwatched", "why", "why_not"]
