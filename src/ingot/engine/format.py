@@ -21,7 +21,6 @@ import os
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ingot.engine.engine import Check, Engine, Sealed, Variant
+from ingot.engine.parallel import pool, spread
 from ingot.engine.serial import graph_from_json, graph_to_json, target_from_json, variant_from_json, variant_to_json
 from ingot.errors import EngineError, InternalError, ModelError
 from ingot.graph import DTYPES, Graph, dtype_from_numpy
@@ -47,11 +47,13 @@ def _canonical(value: object) -> bytes:
 
 
 class _Sections:
-    """Arrays to be written, each content once."""
+    """Arrays to be written, each content once. What is hashed beforehand, on several threads, is not hashed again."""
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: Iterable[np.ndarray] = ()) -> None:
         self.arrays: list[np.ndarray] = []
         self.rows: list[list[object]] = []
+        numeric = [a for a in {id(a): a for a in ahead}.values() if a.dtype != object]
+        self._hashed = {id(a): found for a, found in zip(numeric, spread(_hashed, numeric), strict=True)}
         self._known: dict[tuple[int, str], int] = {}
         self._by_id: dict[int, tuple[np.ndarray, Any]] = {}
 
@@ -64,8 +66,7 @@ class _Sections:
             texts = [v if isinstance(v, str) else {"b": bytes(v).hex()} for v in array.reshape(-1).tolist()]
             place: Any = {"strings": texts, "shape": list(array.shape)}
         else:
-            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            digest = hashlib.sha256(flat).hexdigest()           # type: ignore[arg-type]
+            flat, digest = self._hashed.get(id(array)) or _hashed(array)
             index = self._known.setdefault((flat.size, digest), len(self.arrays))
             if index == len(self.arrays):
                 self.arrays.append(flat)
@@ -75,13 +76,26 @@ class _Sections:
         return place
 
 
+def graph_digest(graph: Graph) -> str:
+    """Hex digits that stand for a graph and the bytes of its constants."""
+    out = _Sections(graph.constants.values())
+    return hashlib.sha256(_canonical([graph_to_json(graph, out), out.rows])).hexdigest()
+
+
+def _hashed(array: np.ndarray) -> tuple[np.ndarray, str]:
+    """The bytes of an array, and their hash."""
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return flat, hashlib.sha256(flat).hexdigest()               # type: ignore[arg-type]
+
+
 def write_engine(engine: Engine, path: str | os.PathLike[str]) -> None:
     """Write an engine to a file: beside it first, then renamed, so that there is never half an engine.
 
     Raises OSError where the file cannot be written.
     """
-    out = _Sections()
     variants = [v.opened if isinstance(v, Sealed) else v for v in engine.variants]
+    out = _Sections(a for arrays in (engine.graph.constants, *(v.program.constants for v in variants),
+                                     *(v.packed for v in variants)) for a in arrays.values())
     body = {"name": engine.name, "verdict": engine.verdict, "report": engine.report,
             "variants": [variant_to_json(v, out) for v in variants], "graph": graph_to_json(engine.graph, out)}
     try:
@@ -94,13 +108,9 @@ def write_engine(engine: Engine, path: str | os.PathLike[str]) -> None:
     handle, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(head + manifest)
-            at = len(head) + len(manifest)
-            for start, array in zip(places, out.arrays, strict=True):
-                file.write(bytes(start - at))
-                file.write(array.data)
-                at = start + array.size
-            file.flush()
+            os.truncate(file.fileno(), total)       # the gaps between sections are zeros
+            os.pwrite(file.fileno(), head + manifest, 0)
+            spread(partial(_write, file.fileno()), [*zip(places, out.arrays, strict=True)])
             os.fchmod(file.fileno(), 0o644)      # what mkstemp makes is for its maker alone
             os.fsync(file.fileno())
         os.replace(beside, target)
@@ -113,6 +123,13 @@ def write_engine(engine: Engine, path: str | os.PathLike[str]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _write(file: int, section: tuple[int, np.ndarray]) -> None:
+    at, data = section[0], memoryview(section[1])
+    while data:
+        count = os.pwrite(file, data, at)
+        at, data = at + count, data[count:]
 
 
 def _layout(manifest: int, sizes: Iterable[int]) -> tuple[list[int], int]:
@@ -150,7 +167,7 @@ class _File:
         def good(index: int) -> bool:
             return hashlib.sha256(self.section(index)).digest() == self._rows[index][1]
 
-        threads = ThreadPoolExecutor(max(1, min(8, len(os.sched_getaffinity(0)))))
+        threads = pool()
         order = sorted(sections, key=lambda i: -self._rows[i][0])       # the long ones first: the threads end together
         hashed = [(index, threads.submit(good, index)) for index in order]
         threads.shutdown(wait=False)

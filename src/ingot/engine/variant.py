@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ingot.engine.engine import Variant
+from ingot.engine.parallel import spread
 from ingot.kernels import Kernel
 from ingot.kernels.reference import to_physical
 from ingot.lower import Launch, Program
@@ -35,7 +36,9 @@ def make_variant(program: Program, target: Target, choices: Mapping[str, Choice]
     packed = _packed(program, chosen, target)
     plain = {v for i, x in enumerate(program.launches) for k, v in enumerate(x.reads) if (i, k) not in packed}
     plain |= {program.root(v)[0] for v in (*plain, *program.outputs)} | set(program.outputs)
-    kept = {k: aligned(to_physical(a, program.types[k])) for k, a in program.constants.items() if k in plain}
+    plainly = {k: a for k, a in program.constants.items() if k in plain}
+    kept = dict(zip(plainly, spread(lambda k: aligned(to_physical(plainly[k], program.types[k])), plainly),
+                    strict=True))
     demands = [(built[x.site.key].workspace, built[x.site.key].scratch) if x.native else (0, 0)
                for x in program.launches]
     keys = {x.site.key for x in program.launches if x.native}
@@ -52,19 +55,21 @@ def in_place_by(choices: Mapping[str, Choice]) -> InPlace:
 
 def _packed(program: Program, choices: Mapping[str, Choice], target: Target) -> dict[tuple[int, int], np.ndarray]:
     """Every constant operand that a tactic wants in another form; the same constant at the same site once."""
-    found: dict[tuple[int, int], np.ndarray] = {}
-    made: dict[tuple[str, tuple[str, ...]], Mapping[int, np.ndarray]] = {}
-    for index, launch in enumerate(program.launches):
+    jobs: dict[tuple[str, tuple[str, ...]], tuple[Launch, dict[int, np.ndarray]]] = {}
+    for launch in program.launches:
         constants = {i: program.constants[v] for i, v in enumerate(launch.reads)
                      if v in program.constants and launch.site.inputs[i].constant}
-        if not launch.native or not constants:
-            continue
-        key = launch.site.key, launch.reads
-        if key not in made:
-            choice = choices[launch.site.key]
-            made[key] = tactic_named(choice.tactic, target).pack(launch.site, choice.params, target, constants)
-        found.update(((index, operand), aligned(array)) for operand, array in made[key].items())
-    return found
+        if launch.native and constants:
+            jobs[launch.site.key, launch.reads] = launch, constants
+
+    def pack(job: tuple[Launch, dict[int, np.ndarray]]) -> dict[int, np.ndarray]:
+        site, choice = job[0].site, choices[job[0].site.key]
+        made = tactic_named(choice.tactic, target).pack(site, choice.params, target, job[1])
+        return {operand: aligned(array) for operand, array in made.items()}
+
+    packed = dict(zip(jobs, spread(pack, jobs.values()), strict=True))
+    return {(index, operand): array for index, x in enumerate(program.launches) if x.native
+            for operand, array in packed.get((x.site.key, x.reads), {}).items()}
 
 
 def aligned(array: np.ndarray) -> np.ndarray:

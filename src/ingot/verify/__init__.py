@@ -1,4 +1,5 @@
 """Is the engine still the model? Parity on random, resized and special inputs, within a derived tolerance."""
+from ingot.verify.answers import remembered
 from ingot.verify.original import Original, onnxruntime_original, original_from, reference_original
 from ingot.verify.parity import Difference, compare
 from ingot.verify.probe import Probe, index_limit, probes, random_feeds
@@ -8,5 +9,5 @@ from ingot.verify.verify import Case, Verdict, failing_probe, first_divergence, 
 __all__ = [
     "Case", "Difference", "Original", "Probe", "Tolerance", "Verdict", "compare", "failing_probe", "first_divergence",
     "index_limit", "onnxruntime_original", "original_from", "probes", "random_feeds", "reference_original", "refuse",
-    "tolerances", "verify",
+    "remembered",    "tolerances", "verify",
 ]

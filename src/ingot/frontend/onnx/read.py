@@ -74,11 +74,12 @@ def array_from(tensor: onnx.TensorProto, source: Source) -> np.ndarray:
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return _external(tensor, source, kind.numpy, shape, needed, where)
     if tensor.HasField("raw_data"):
-        if len(tensor.raw_data) != needed:
-            raise ModelError(f"{kind}{list(shape)} needs {needed} bytes, the model holds {len(tensor.raw_data)}",
+        raw = tensor.raw_data           # protobuf makes a copy each time it is asked
+        if len(raw) != needed:
+            raise ModelError(f"{kind}{list(shape)} needs {needed} bytes, the model holds {len(raw)}",
                              where=where, mend=_MEND)
         if kind.name not in _PACKED:
-            return np.frombuffer(tensor.raw_data, kind.numpy).reshape(shape)
+            return np.frombuffer(raw, kind.numpy).reshape(shape)
         return np.asarray(numpy_helper.to_array(tensor))
     held = max(len(getattr(tensor, f)) for f in
                ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data"))
