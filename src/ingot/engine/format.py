@@ -94,8 +94,8 @@ def write_engine(engine: Engine, path: str | os.PathLike[str]) -> None:
     Raises OSError where the file cannot be written.
     """
     variants = [v.opened if isinstance(v, Sealed) else v for v in engine.variants]
-    out = _Sections(a for arrays in (engine.graph.constants, *(v.program.constants for v in variants),
-                                     *(v.packed for v in variants)) for a in arrays.values())
+    out = _Sections([*engine.graph.constants.values(),
+                     *(a for v in variants for a in (*v.program.constants.values(), *v.packed.values()))])
     body = {"name": engine.name, "verdict": engine.verdict, "report": engine.report,
             "variants": [variant_to_json(v, out) for v in variants], "graph": graph_to_json(engine.graph, out)}
     try:
@@ -126,7 +126,7 @@ def write_engine(engine: Engine, path: str | os.PathLike[str]) -> None:
 
 
 def _write(file: int, section: tuple[int, np.ndarray]) -> None:
-    at, data = section[0], memoryview(section[1])
+    at, data = section[0], section[1].data
     while data:
         count = os.pwrite(file, data, at)
         at, data = at + count, data[count:]

@@ -27,15 +27,14 @@ Feeds = Mapping[str, np.ndarray]
 
 def remembered(original: Original, model: Callable[[], str], folder: Path) -> Original:
     """The same original, whose answers are kept in a folder. `model` gives hex digits that stand for the model."""
-    known: list[str] = []               # made when first wanted
+    digits = cache(model)               # made when first wanted
 
     def run(feeds: Feeds) -> Feeds:
-        known or known.append(model())
-        path = folder / f"{_name(known[0], feeds)}.npz"
-        answer = _read(path)
-        if answer is None:
-            answer = original.run(feeds)
-            _write(path, answer)
+        path = folder / f"{_name(digits(), feeds)}.npz"
+        if (known := _read(path)) is not None:
+            return known
+        answer = original.run(feeds)
+        _write(path, answer)
         return answer
 
     return Original(original.name, run)
@@ -70,7 +69,7 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def _write(path: Path, answer: Feeds) -> None:
-    if any(not a.dtype.isbuiltin or a.dtype == object for a in answer.values()) or \
+    if any(a.dtype.kind not in "biufc" for a in answer.values()) or \
             sum(a.nbytes for a in answer.values()) > _LIMIT:
         return
     with suppress(OSError):             # a full disk must not end a build
