@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ingot
+from ingot.engine import is_exact
 from ingot.errors import InputError
 from ingot.graph import Graph, parse
 from ingot.kernels import TACTICS
@@ -227,3 +228,61 @@ def test_comparing_counts_patterns_and_scales():
     assert compare(b, a, loose=loose).wrong_pattern == 1
     assert compare(np.zeros((0, 3)), np.zeros((0, 3))).within(0.0)
     assert not compare(np.array(["a"], object), np.array(["b"], object)).within(0.0)
+
+
+CONV = """
+    symbol N: 1..2..8
+    input x: f32[N,2,6,6]
+    const w: f32[3,2,3,3]
+    y = Conv(x, w) {'pads': (1, 1, 1, 1)}
+    return y
+"""
+
+
+def test_an_exact_engine_may_not_spread_a_nan_and_another_tells_how_far_it_went():
+    graph = parse(CONV, infer)
+
+    def spreading(feeds):
+        """A NaN of an image in all of its results."""
+        y = run_graph(graph, feeds)["y"].copy()
+        y[~np.isfinite(feeds["x"]).all((1, 2, 3))] = np.nan
+        return {"y": y}
+
+    lenient = verify(spreading, reference_original(graph), graph)
+    assert lenient.passed
+    assert any("elements of its item further" in c.note for c in lenient.cases)
+    assert not verify(spreading, reference_original(graph), graph, exact=True).passed
+
+
+def test_a_nan_may_not_reach_another_item_nor_vanish():
+    graph = parse(CONV, infer)
+
+    def everywhere(feeds):
+        y = run_graph(graph, feeds)["y"]
+        return {"y": y if all(np.isfinite(a).all() for a in feeds.values()) else np.full_like(y, np.nan)}
+
+    def vanishing(feeds):
+        return {"y": np.nan_to_num(run_graph(graph, feeds)["y"])}
+
+    for wrong in (everywhere, vanishing):
+        assert not verify(wrong, reference_original(graph), graph).passed
+
+
+@pytest.mark.parametrize(("scale", "told"), [(1.0, False), (2.0**40, True)])
+def test_what_no_answer_is_right_for_is_told_and_not_passed(scale, told):
+    """The sine of large numbers moves wholly with the last bit of its input."""
+    graph = parse("input x: f32[4,16]\nconst s: f32[1]\nm = Mul(x, s)\ny = Sin(m)\nreturn y", infer)
+    graph = replace(graph, constants={"s": np.array([scale], np.float32)})
+
+    def rounded_otherwise(feeds):
+        return {"y": np.sin(np.float32(scale) * feeds["x"] * np.float32(1 + 2**-22))}
+
+    verdict = verify(rounded_otherwise, reference_original(graph), graph)
+    assert any("to even one digit" in s for s in verdict.skipped) == told
+    assert verdict.passed == (scale == 1.0)
+
+
+def test_an_exact_build_has_exact_kernels():
+    graph = parse(CONV, infer)
+    engine = ingot.build(graph, options=ingot.BuildOptions(tune=False, exact=True))
+    assert is_exact(ingot.Session(engine).variant)

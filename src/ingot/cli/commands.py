@@ -39,7 +39,7 @@ from ingot.cli.arguments import array_from, batch_sizes, called_from, feeds_from
 from ingot.compiler.build import build_with_report
 from ingot.compiler.build import load as load_engine
 from ingot.compiler.options import BuildOptions
-from ingot.engine import Engine, Variant, write_engine
+from ingot.engine import Engine, Variant, is_exact, write_engine
 from ingot.env import read
 from ingot.errors import IngotError, InputError, InternalError, VerifyError
 from ingot.frontend import load as load_graph
@@ -335,7 +335,7 @@ def check(
     graph = load_graph(str(original), ranges)
     judge = original_from(against, graph, str(original))
     verdict = verify(lambda feeds: session.run(dict(feeds)), judge, graph, engine=str(engine),
-                     inputs=[feeds_from(p) for p in inputs or []], seed=seed)
+                     inputs=[feeds_from(p) for p in inputs or []], seed=seed, exact=is_exact(session.variant))
     _print(verdict.to_json() if as_json else None, verdict)
     if not verdict.passed:
         raise typer.Exit(3) if as_json else refuse(verdict)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ingot import env
 from ingot.compiler.options import BuildOptions
-from ingot.engine import Engine, Variant, graph_digest, make_variant, read_engine, write_engine
+from ingot.engine import Engine, Variant, graph_digest, is_exact, make_variant, read_engine, write_engine
 from ingot.errors import EngineError, InternalError, UnsupportedError
 from ingot.frontend import ShapeSpec
 from ingot.frontend import load as load_model
@@ -117,7 +117,8 @@ def _verified(engine: Engine, variant: Variant, optimized: Graph, model: Any, op
     if original in (None, "reference"):
         judge = remembered(judge, lambda: graph_digest(engine.graph), env.cache_folder() / "answers")
     session = Session(engine, variant=variant)
-    verdict = verify(session.run, judge, engine.graph, engine=engine.name, inputs=inputs, seed=options.seed)
+    verdict = verify(session.run, judge, engine.graph, engine=engine.name, inputs=inputs, seed=options.seed,
+                     exact=is_exact(variant))
     if not verdict.passed:
         verdict = replace(verdict, diverged=_divergence(engine, variant, optimized, verdict, inputs, options.seed))
         if not options.allow_unverified:

@@ -46,6 +46,11 @@ def make_variant(program: Program, target: Target, choices: Mapping[str, Choice]
                    packed, plan_memory(program, demands, target.threads, in_place_by(chosen)), dict(report or {}))
 
 
+def is_exact(variant: Variant) -> bool:
+    """Whether every chosen kernel sums the very products its op is defined by."""
+    return all(tactic_named(c.tactic, variant.target).exact for c in variant.choices.values())
+
+
 def in_place_by(choices: Mapping[str, Choice]) -> InPlace:
     """Which reads a launch may write its result over: those its race found right, none for an untuned choice."""
     def rule(launch: Launch) -> tuple[int, ...]:

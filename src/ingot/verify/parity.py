@@ -16,6 +16,7 @@ class Difference:
     wrong_pattern: int      # elements that are NaN or infinite on one side only, or with another sign
     where: tuple[int, ...] = ()     # the index of the largest relative difference, or of the first wrong pattern
     note: str = ""          # why the arrays cannot be compared at all
+    spread: int = 0         # elements of `loose` places that are NaN or infinite where the other array's are not
 
     def within(self, relative: float) -> bool:
         """Whether the arrays agree within a relative tolerance."""
@@ -44,8 +45,11 @@ def compare(got: np.ndarray, wanted: np.ndarray, *, items: bool = False, loose: 
     a, b = _as_numbers(got), _as_numbers(wanted)
     finite = np.isfinite(a) & np.isfinite(b)
     same = finite | (np.isnan(a) & np.isnan(b)) | (a == b)
+    spread = 0
     if loose is not None:
-        same |= ~np.isfinite(a) & loose.reshape(loose.shape + (1,) * (a.ndim - loose.ndim))
+        further = ~np.isfinite(a) & loose.reshape(loose.shape + (1,) * (a.ndim - loose.ndim))
+        spread = int(np.count_nonzero(further & ~same))
+        same |= further
     apart = np.where(finite, np.abs(np.where(finite, a, 0) - np.where(finite, b, 0)), 0.0)
     magnitude = np.where(finite, np.abs(np.where(finite, b, 0)), 0.0)
     axes = tuple(range(1 if items and b.ndim > 1 else 0, b.ndim))
@@ -54,7 +58,8 @@ def compare(got: np.ndarray, wanted: np.ndarray, *, items: bool = False, loose: 
     wrong = int(b.size - np.count_nonzero(same))
     at = np.unravel_index(int(np.argmax(~same if wrong else relative)), b.shape) if b.size else ()
     return Difference(float(apart.max(initial=0.0)), float(relative.max(initial=0.0)),
-                      _cosine(np.where(finite, a, 0), np.where(finite, b, 0)), wrong, tuple(map(int, at)))
+                      _cosine(np.where(finite, a, 0), np.where(finite, b, 0)), wrong, tuple(map(int, at)),
+                      spread=spread)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
