@@ -19,7 +19,7 @@ REASONS = re.compile(
     r"needs (a size that depends on the data|control flow|random numbers|images in files)"      # no place in the graph
     r"|is not known before the model runs|onnx cannot tell the (shape|sizes) of"                # sizes from the data
     r"|is no tensor|op (Optional|Sequence|SplitToSequence)\w* is unknown|condition depends on the data"
-    r"|training|is not of ONNX's standard set|mask of a Dropout|of opset 1;|was an attribute before opset")
+    r"|training|is not of ONNX's standard set|mask of a Dropout|was an attribute before opset")
 
 
 def _array(value: object) -> np.ndarray:

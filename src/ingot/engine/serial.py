@@ -188,7 +188,7 @@ def _operand_from_json(value: Json) -> Operand:
 def site_to_json(site: Site, out: Writer) -> Json:
     """A site."""
     return {"steps": [[s.op, list(s.inputs), [[k, value_to_json(v, out)] for k, v in s.attrs],
-                       [_type_to_json(t) for t in s.types]] for s in site.steps],
+                       [_type_to_json(t) for t in s.types], list(s.absent)] for s in site.steps],
             "inputs": [_operand_to_json(o) for o in site.inputs],
             "outputs": [_operand_to_json(o) for o in site.outputs],
             "symbols": [_symbol_to_json(s) for s in site.symbols], "main": site.main}
@@ -198,12 +198,12 @@ def site_from_json(value: Json, source: Reader) -> Site:
     """The site that was written. Raises ValueError where its steps read what is not there."""
     inputs = tuple(_operand_from_json(o) for o in value["inputs"])
     steps: list[Step] = []
-    for op, reads, attrs, types in value["steps"]:
+    for op, reads, attrs, types, absent in value["steps"]:
         for i in reads:
             if i is not None and not -len(steps) <= i < len(inputs):
                 raise ValueError("a step reads what is not there")
         steps.append(Step(str(op), tuple(reads), tuple((str(k), value_from_json(v, source)) for k, v in attrs),
-                          tuple(_type_from_json(t) for t in types)))
+                          tuple(_type_from_json(t) for t in types), tuple(int(k) for k in absent)))
     return Site(tuple(steps), inputs, tuple(_operand_from_json(o) for o in value["outputs"]),
                 tuple(_symbol_from_json(s) for s in value["symbols"]), int(value["main"]))
 

@@ -28,8 +28,8 @@ class Node:
 
     @property
     def output(self) -> str:
-        """The first output: the only one of most ops."""
-        return self.outputs[0]
+        """The first output that is there: the only one of most ops."""
+        return next(filter(None, self.outputs), "")
 
     @property
     def where(self) -> str:

@@ -45,7 +45,8 @@ class Step:
     op: str
     inputs: tuple[int | None, ...]
     attrs: tuple[tuple[str, object], ...] = ()      # sorted, only those that are given
-    types: tuple[TensorType, ...] = ()              # of the step's results
+    types: tuple[TensorType, ...] = ()              # of the step's results, those that are there
+    absent: tuple[int, ...] = ()                    # positions of results that nothing wants
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Site:
 
     @cached_property
     def text(self) -> str:
-        steps = "; ".join(f"{s.op}{list(s.inputs)}{ {k: _attr(v) for k, v in s.attrs} or ''}" for s in self.steps)
+        steps = "; ".join(f"{s.op}{list(s.inputs)}{ {k: _attr(v) for k, v in s.attrs} or ''}"
+                          + (f"-{list(s.absent)}" if s.absent else "") for s in self.steps)
         return (f"{steps} | {', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}"
                 + (f" | {', '.join(map(str, self.symbols))}" if self.symbols else ""))
 

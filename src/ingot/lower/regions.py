@@ -196,9 +196,9 @@ class _Lowering:
     def _emit(self, site: Site, reads: tuple[str, ...], nodes: Sequence[Node],
               reasons: Sequence[str] | None = None) -> None:
         origin = tuple(dict.fromkeys(o for n in nodes for o in n.origin))
-        writes = nodes[-1].outputs
-        launch = Launch(site, reads, tuple(writes), origin, reasons is None, tuple(reasons or ()))
-        self.writer.update((w, len(self.launches)) for w in writes if w)
+        writes = tuple(filter(None, nodes[-1].outputs))
+        launch = Launch(site, reads, writes, origin, reasons is None, tuple(reasons or ()))
+        self.writer.update((w, len(self.launches)) for w in writes)
         self.launches.append(launch)
         self._finish(nodes)
 
@@ -272,7 +272,8 @@ class _Lowering:
                     slots.append(reads.index(value))
             made[node.output] = len(steps)
             attrs = tuple(sorted(node.attrs.items()))
-            steps.append(Step(node.op, tuple(slots), attrs, tuple(self.types[o] for o in node.outputs if o)))
+            steps.append(Step(node.op, tuple(slots), attrs, tuple(self.types[o] for o in node.outputs if o),
+                              tuple(k for k, o in enumerate(node.outputs) if not o)))
         outputs = tuple(Operand(self.types[o]) for o in nodes[-1].outputs if o)
         inputs = tuple(Operand(self.types[v], self.strides.get(v) if strided else None, v in self.graph.constants)
                        for v in reads)

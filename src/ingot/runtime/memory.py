@@ -35,5 +35,7 @@ def array_at(address: int, shape: tuple[int, ...], strides: tuple[int, ...], dty
     """A writable array over memory; strides in elements. The caller keeps the memory alive."""
     extent = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     raw = (ctypes.c_uint8 * (extent * dtype.itemsize)).from_address(address)
-    flat = np.frombuffer(memoryview(raw), np.uint8).view(dtype)
-    return np.lib.stride_tricks.as_strided(flat, shape, tuple(s * dtype.itemsize for s in strides))
+    steps = tuple(s * dtype.itemsize for s in strides)
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    return np.ndarray(shape, np.uint8 if dtype.itemsize == 1 else dtype, memoryview(raw), 0, steps).view(dtype)

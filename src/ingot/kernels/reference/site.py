@@ -18,9 +18,10 @@ def run_site(site: Site, arrays: Sequence[np.ndarray | None],
     last: list[np.ndarray] = []
     for number, step in enumerate(site.steps):
         names = tuple("" if i is None else f"v{i}" if i >= 0 else f"s{~i}" for i in step.inputs)
-        node = Node(step.op, names, tuple(f"s{number}" if k == 0 else f"s{number}.{k}" for k in range(len(step.types))),
-                    MappingProxyType(dict(step.attrs)))
+        outputs = tuple("" if k in step.absent else f"s{number}.{k}" for k in range(len(step.types) + len(step.absent)))
+        node = Node(step.op, names, outputs, MappingProxyType(dict(step.attrs)))
         given = [None if i is None else arrays[i] if i >= 0 else results[~i] for i in step.inputs]
-        last = [np.asarray(a) for a in evaluate(node, given, dict(bindings or {}))]
+        made = evaluate(node, given, dict(bindings or {}))
+        last = [np.asarray(a) for k, a in enumerate(made) if k not in step.absent]
         results.append(last[0])
     return last
