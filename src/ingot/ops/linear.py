@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from ingot.graph import I32, Dim, TensorType
 from ingot.ops.op import REQUIRED, Attrs, Op, Types, declare
-from ingot.ops.samples import f32, f64, i8, u8, values
+from ingot.ops.samples import f32, f64, i8, integers, scalar, u8, values
 from ingot.ops.shapes import broadcast, given, same_dim, same_dtype, word
 
 
@@ -112,7 +112,9 @@ def _matmul_integer(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorTyp
 
 declare(Op("MatMulInteger", "product of 8-bit integers, less their zero points, in 32 bits",
            ("a", "b", "a_zero_point?", "b_zero_point?"), _matmul_integer, samples=(
-    ((u8(5, 33), i8(33, 17)), {}), ((u8(5, 33), u8(33, 17), u8(), u8()), {}), ((i8(2, 5, 8), i8(8, 3)), {}))))
+    ((u8(5, 33), i8(33, 17)), {}), ((u8(5, 33), u8(33, 17), u8(), u8()), {}), ((i8(2, 5, 8), i8(8, 3)), {}),
+    ((u8(7, 40), integers(40, 24)), {}), ((u8(3, 5, 33), integers(33, 131), scalar(7, "uint8")), {}),
+    ((u8(61, 300), integers(300, 70), u8()), {}), ((u8(1, 64), integers(64, 100), u8(1)), {}))))
 
 
 def _det(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:

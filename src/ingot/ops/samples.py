@@ -52,6 +52,11 @@ def values(*shape: int, low: float = -1.0, high: float = 1.0) -> np.ndarray:
     return np.random.default_rng(1).uniform(low, high, shape).astype(np.float32)
 
 
+def integers(*shape: int, low: int = -127, high: int = 128, dtype: str = "int8") -> np.ndarray:
+    """Reproducible integers in [low, high): a constant operand."""
+    return np.random.default_rng(2).integers(low, high, shape).astype(dtype)
+
+
 def scalar(value: float, dtype: str = "float32") -> np.ndarray:
     """A constant of rank 0."""
     return np.asarray(value, dtype=dtype)

@@ -325,7 +325,8 @@ def _dequantize(c: Call) -> Value:
 def _quantize(c: Call) -> Value:
     """round(x / scale) + zero point, within the range of the result."""
     code = c.code
-    value = code.intrinsic("roundeven", code.fdiv(c.x, c.y))
+    scaled = code.fmul(c.x, c.y) if c.attrs.get("multiply") else code.fdiv(c.x, c.y)
+    value = code.intrinsic("roundeven", scaled)
     if len(c.args) > 2 and c.args[2] is not None:
         value = code.fadd(value, _cast(code, c.args[2], c.dtypes[2] or c.result, F32))
     low = 0 if c.result.kind == "uint" else -(1 << (c.result.bits - 1))
@@ -431,7 +432,9 @@ _ANY: dict[str, Rule] = {
     "BitwiseAnd": _logical("and"), "BitwiseOr": _logical("or"), "BitwiseXor": _logical("xor"),
     "BitwiseNot": lambda c: c.code.binary("xor", c.x, c.like(-1)),
 }
-_MIXED: dict[str, Rule] = {"QuantizeLinear": _quantize, "DequantizeLinear": _dequantize}
+_MIXED: dict[str, Rule] = {"QuantizeLinear": _quantize, "DequantizeLinear": _dequantize,
+                           "Quantize": _quantize, "Dequantize": _dequantize}
+_TO_INTEGERS = ("QuantizeLinear", "Quantize")
 _MOVES: dict[str, Rule] = {"Identity": lambda c: c.x, "Dropout": lambda c: c.x, "Where": _where}
 _RULES: Mapping[str, Rule] = {**_FLOAT_ONLY, **_ANY, **_MOVES, **_MIXED}
 _CHEAP_F64 = frozenset(("LeakyRelu", "ThresholdedRelu", "HardSigmoid", "HardSwish", "Softsign", "Shrink", "Sqrt",
@@ -471,8 +474,8 @@ def _declines_mixed(step: Step, known: Sequence[DType]) -> str | None:
     attrs, result = dict(step.attrs), step.types[0].dtype
     if attrs.get("block_size") or attrs.get("precision") or not attrs.get("saturate", 1):
         return f"{step.op} by blocks, or without saturation"
-    integer = result if step.op == "QuantizeLinear" else known[0] if known else result
-    real = known[:2] if step.op == "QuantizeLinear" else [result]
+    integer = result if step.op in _TO_INTEGERS else known[0] if known else result
+    real = known[:2] if step.op in _TO_INTEGERS else [result]
     if integer.kind not in ("int", "uint") or integer.bits > 16 or any(d != F32 for d in real):
         return f"{step.op} of {integer} and {', '.join(map(str, real))}"
     return None

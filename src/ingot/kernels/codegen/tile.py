@@ -25,14 +25,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ingot.kernels.codegen.code import Code, Int, Value, Variable, vector
+from ingot.kernels.codegen.dot import Combine
 from ingot.kernels.codegen.isa import Isa
 
 
 class Tile:
     """rows x vectors accumulators of `lanes` elements (a whole register unless given)."""
 
-    def __init__(self, code: Code, rows: int, vectors: int, element: str = "float", lanes: int = 0) -> None:
+    def __init__(self, code: Code, rows: int, vectors: int, element: str = "float", lanes: int = 0,
+                 combine: Combine | None = None) -> None:
         self.code, self.rows, self.vectors, self.element = code, rows, vectors, element
+        self.combine = combine          # (code, left, right, sum) -> sum, where it is no multiply-add
         self.lanes = lanes or lanes_of(code.isa, element)
         self.type = vector(element, self.lanes)
         self._held: list[list[Variable]] = [[Variable(code, self.type) for _ in range(vectors)] for _ in range(rows)]
@@ -61,7 +64,9 @@ class Tile:
             scalar = left(r)
             one = scalar if scalar.lanes == self.lanes else self.code.splat(scalar, self.lanes)
             for held, column in zip(row, columns, strict=True):
-                held.set(self.code.fma(one, column, held.get()))
+                total = held.get()
+                held.set(self.combine(self.code, one, column, total) if self.combine
+                         else self.code.fma(one, column, total))
 
     def depth(self, count: Int, step: Callable[[Int], None], unroll: int = 1) -> None:
         """`step(k)` for k in range(count), `unroll` of them per turn; what is left over comes after."""

@@ -11,6 +11,7 @@ from ingot.kernels.x86.general import GENERAL
 from ingot.kernels.x86.matmul import TiledMatMul
 from ingot.kernels.x86.matmul_plain import PlainMatMul
 from ingot.kernels.x86.matmul_strassen import StrassenMatMul
+from ingot.kernels.x86.matmul_words import IntegerMatMul
 
 _CONVOLUTIONS = (ProductConvolution(), DirectConvolution(), StemConvolution(), DepthwiseConvolution(),
                  TransposedConvolution(), Im2colConvolution())
@@ -18,7 +19,7 @@ _CONVOLUTIONS = (ProductConvolution(), DirectConvolution(), StemConvolution(), D
 TACTICS["x86"] = TACTICS["neon"] = (
     *_CONVOLUTIONS, WinogradConvolution(), PlainConvolution(*_CONVOLUTIONS),
 
-    TiledMatMul(), StrassenMatMul(), PlainMatMul(),
+    TiledMatMul(), StrassenMatMul(), PlainMatMul(), IntegerMatMul(),
     BlockedAttention(),
 
     *GENERAL,

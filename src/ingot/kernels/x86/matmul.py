@@ -62,7 +62,7 @@ class TiledMatMul(Tactic):
         form = form_of(site)
         if isinstance(form, str):
             raise ValueError(form)
-        return _Emission(site, form, params, isa_of(target)).kernel()
+        return Emission(site, form, params, isa_of(target)).kernel()
 
 
 def panels_of(array: np.ndarray, width: int) -> np.ndarray:
@@ -140,7 +140,7 @@ def tiles_for(isa: Isa, rows: int, columns: int, lanes: int, batch: int, threads
 
 
 @dataclass
-class _Emission:
+class Emission:
     """The emission of one kernel; lives inside `emit`."""
 
     site: Site
@@ -150,7 +150,7 @@ class _Emission:
 
     def __post_init__(self) -> None:
         form, site, params = self.form, self.site, self.params
-        self.element = element_of(site.inputs[form.left].type.dtype)
+        self.element = self.left_element = element_of(site.inputs[form.left].type.dtype)
         self.lanes = lanes_of(self.isa, self.element)
         self.bytes = site.inputs[form.left].type.dtype.nbytes
         self.least = at_profile(form.rows, site, "min")
@@ -232,8 +232,8 @@ class _Emission:
             panel, block = (one, two) if self.params.get("across") else (two, one)
             low = code.mul(code.div(code.mul(block, tiles), blocks), self.height)
             high = code.min(rows, code.mul(code.div(code.mul(code.add(block, 1), tiles), blocks), self.height))
-            left = code.offset(code.buffer(form.left), advance(code, batch, form.left_batch), self.element)
-            self._task(_Task(batch, panel, low, high, left, self._right(batch, panel), area))
+            left = code.offset(code.buffer(form.left), advance(code, batch, form.left_batch), self.left_element)
+            self._task(Task(batch, panel, low, high, left, self._right(batch, panel), area))
 
     def _right(self, batch: Sequence[Int], panel: Int) -> Value:
         """Where a panel starts."""
@@ -245,7 +245,7 @@ class _Emission:
         index = code.add(code.mul(advance(code, batch, form.right_packed), code.dim(self.panels)), panel)
         return code.offset(code.buffer(slot), code.mul(index, code.mul(code.dim(form.depth), self.width)), self.element)
 
-    def _task(self, task: _Task) -> None:
+    def _task(self, task: Task) -> None:
         code, depth = self.code, self.code.dim(self.form.depth)
         if not self.cut:
             self._sweep(task, 0, depth, None)
@@ -260,7 +260,7 @@ class _Emission:
             last = code.compare(">=", code.add(start, self.cut), depth)
             self._sweep(task, start, count, last)
 
-    def _sweep(self, task: _Task, start: Int, count: Int, last: Value | None) -> None:
+    def _sweep(self, task: Task, start: Int, count: Int, last: Value | None) -> None:
         """All row tiles of a task over one piece of the depth."""
         code, height = self.code, self.height
         rows = code.dim(self.form.rows)
@@ -283,7 +283,7 @@ class _Emission:
                 at = code.add(at, code.select(some, code.value(small), code.value(0)))
             small >>= 1
 
-    def _tile(self, task: _Task, height: int, first: Int, skip: Int, slot: Int, start: Int, count: Int,
+    def _tile(self, task: Task, height: int, first: Int, skip: Int, slot: Int, start: Int, count: Int,
               last: Value | None) -> None:
         """One register tile: rows `first`.., of which the first `skip` are already stored."""
         code, form, element = self.code, self.form, self.element
@@ -320,7 +320,7 @@ class _Emission:
 
     # --- the end: epilogue and store ------------------------------------------------------------------------------
 
-    def _finish(self, task: _Task, area: Value, height: int, first: Int, skip: Int) -> None:
+    def _finish(self, task: Task, area: Value, height: int, first: Int, skip: Int) -> None:
         code = self.code
         left = code.sub(code.dim(self.form.columns), code.mul(task.panel, self.width))
         if self._even:
@@ -336,7 +336,7 @@ class _Emission:
     def _masks(self, left: Int) -> list[Value | None]:
         return [self.code.mask(self.code.sub(left, v * self.lanes), self.lanes) for v in range(self.vectors)]
 
-    def _rows(self, task: _Task, area: Value, height: int, first: Int, skip: Int,
+    def _rows(self, task: Task, area: Value, height: int, first: Int, skip: Int,
               masks: Sequence[Value | None]) -> None:
         code = self.code
         column = code.mul(task.panel, self.width)
@@ -351,7 +351,7 @@ class _Emission:
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """A block of rows times a panel, for one batch."""
 
     batch: Sequence[Int]

@@ -53,15 +53,16 @@ class Form:
         return self.batch + self.row_dims
 
 
-def form_of(site: Site) -> Form | str:
-    """The form of a MatMul or Gemm site, or why it has none."""
-    if site.op not in ("MatMul", "Gemm"):
-        return f"it computes MatMul and Gemm, not {site.op}"
+def form_of(site: Site, ops: tuple[str, ...] = ("MatMul", "Gemm")) -> Form | str:
+    """The form of a MatMul or Gemm site (or of another product in `ops`, given as MatMul is), or why it has none."""
+    if site.op not in ops:
+        return f"it computes {' and '.join(ops)}, not {site.op}"
     if site.main != 0 or any(i is not None and i < 0 for i in site.step.inputs):
         return "it takes no prologue"
     if any(o.type.layout for o in (*site.inputs, *site.outputs)):
         return "it takes plain layouts"
     a, b, bias = (*site.step.inputs, None)[:3]
+    bias = bias if site.op == "Gemm" else None
     if a is None or b is None:
         return "an operand is absent"
     left, right, attrs = site.inputs[a], site.inputs[b], site.attrs

@@ -17,7 +17,7 @@ _CHEAP = frozenset(("Add", "Sub", "Mul", "Div", "Max", "Min", "Clip", "Relu", "L
                     "Sqrt",
                     "HardSigmoid", "HardSwish", "Identity", "Where", "Cast", "Equal", "Less", "Greater", "And", "Or",
                     "Not", "Floor", "Ceil", "Round", "Reciprocal", "Sum", "BatchNormalization", "QuantizeLinear",
-                    "DequantizeLinear"))
+                    "DequantizeLinear", "Quantize", "Dequantize"))
 
 
 def along_axis(site: Site) -> dict[int, int]:
