@@ -94,7 +94,7 @@ class Engine:
             for variant in self.variants:
                 if variant.target is None or variant.generator != generator_version():
                     continue
-                if variant.target.fingerprint == wanted or (wanted is None and _same_device(variant.target, target)):
+                if _same_device(variant.target, target) and wanted in (variant.target.fingerprint, None):
                     return variant.begun if isinstance(variant, Sealed) else (variant, _checked)
         return None, _checked
 
@@ -106,6 +106,8 @@ class Engine:
         if here:
             made = ", ".join(v.generator for v in here)
             return f"it was built by kernel generator {made}; the installed one is {generator_version()}"
+        if any(t.fingerprint == target.fingerprint for t in self.targets):
+            return "it was built for this kind of device with other features of the instruction set"
         held = ", ".join(t.fingerprint for t in self.targets) or "no device"
         return f"it was built for {held}; this device is {target.fingerprint}"
 
@@ -115,5 +117,5 @@ def _checked() -> None:
 
 
 def _same_device(a: Target, b: Target) -> bool:
-    """Whether two targets differ in the number of threads at most."""
-    return replace(a, threads=1).fingerprint == replace(b, threads=1).fingerprint
+    """Whether two targets differ in the number of threads at most; a device may be lent with fewer features."""
+    return replace(a, threads=1) == replace(b, threads=1)

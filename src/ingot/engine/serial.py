@@ -289,6 +289,8 @@ def target_to_json(target: Target) -> Json:
 def target_from_json(value: Json) -> Target:
     """The target that was written."""
     kind, isa, features, cpu, device, threads = value
+    if not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"a device with {threads!r} threads")
     return Target(str(kind), str(isa), frozenset(_names(features)), str(cpu), str(device), int(threads))
 
 

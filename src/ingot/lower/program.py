@@ -24,7 +24,7 @@ class Launch:
     @property
     def where(self) -> str:
         ops = "+".join(s.op for s in self.site.steps)
-        return f"{ops} '{self.writes[0]}'" + (f" (from {', '.join(self.origin)})" if self.origin else "")
+        return f"{ops} '{next(iter(self.writes), '')}'" + (f" (from {', '.join(self.origin)})" if self.origin else "")
 
 
 @dataclass(frozen=True)

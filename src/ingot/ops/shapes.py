@@ -62,9 +62,9 @@ def word(attrs: Attrs, name: str) -> str:
 def dtype_named(attrs: Attrs, name: str) -> DType:
     """The element type an attribute names by its short name, for example 'f32'."""
     value = attrs.get(name)
-    if value not in DTYPES:
+    if not isinstance(value, str) or value not in DTYPES:
         raise ValueError(f"{name} is {value!r}; known element types: {', '.join(DTYPES)}")
-    return DTYPES[str(value)]
+    return DTYPES[value]
 
 
 def given(t: TensorType | None) -> TensorType:

@@ -8,6 +8,9 @@ from ingot.kernels import Operand
 from ingot.lower import Program
 from ingot.plan.memory import Demand, MemoryPlan, bytes_at, corners, external_values, largest, largest_bytes
 
+# how reading a program or plan ends whose parts do not belong together
+_BROKEN = (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, OverflowError)
+
 
 def faults(program: Program, plan: MemoryPlan, demands: Sequence[Demand]) -> list[str]:
     """What makes the program or the plan unsound: nothing, for one that Ingot made.
@@ -15,6 +18,13 @@ def faults(program: Program, plan: MemoryPlan, demands: Sequence[Demand]) -> lis
     Looked at: that every operand lies inside its value, every value inside the arena, and that no two values that
     live at one time share bytes (a result in place of its dying operand apart).
     """
+    try:
+        return _faults(program, plan, demands)
+    except _BROKEN as error:
+        return [f"its parts do not belong together: {type(error).__name__}: {error}"]
+
+
+def _faults(program: Program, plan: MemoryPlan, demands: Sequence[Demand]) -> list[str]:
     found = _program_faults(program)
     if found or len(plan.workspaces) != len(program.launches):
         return found or ["the plan is of another program"]
@@ -38,6 +48,8 @@ def faults(program: Program, plan: MemoryPlan, demands: Sequence[Demand]) -> lis
         spans.append((work, largest(demand[0], symbols), step, step, f"workspace {step}"))
         spans.append((scratch, largest(demand[1], symbols) * plan.threads, step, step, f"scratch {step}"))
     spans = sorted(s for s in spans if s[1])
+    if not 0 <= plan.arena <= sum(-(-size // 64) * 64 for _, size, *_ in spans):
+        found.append(f"an arena of {plan.arena} bytes is larger than all that lies in it")
     for k, (at, size, first, last, name) in enumerate(spans):
         if at < 0 or at % 64 or at + size > plan.arena:
             found.append(f"'{name}' lies outside the arena")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ingot.engine import Variant
-from ingot.errors import EngineError
+from ingot.errors import CandidateError, EngineError
 from ingot.graph import parse_dim
 from ingot.kernels import Kernel, Site
 from ingot.runtime.compiler import CodeCache, Library, code_key, code_tag, compile_code, load_objects
@@ -115,6 +115,14 @@ def load_choices(wanted: Mapping[str, Wanted], target: Target, cache: CodeCache 
 
 def _generated(site: Site, choice: Choice, target: Target) -> tuple[Kernel, Mapping[int, np.ndarray]]:
     """The kernel of a choice, and (of zeros) the constants it packs: their sizes are what counts."""
+    try:
+        return _emitted(site, choice, target)
+    except (LookupError, ValueError, TypeError, ArithmeticError, AttributeError, CandidateError) as error:
+        raise EngineError(f"the engine's site {site} has no kernel", where=str(target),
+                          why=(f"{type(error).__name__}: {error}",), mend="build the engine anew") from error
+
+
+def _emitted(site: Site, choice: Choice, target: Target) -> tuple[Kernel, Mapping[int, np.ndarray]]:
     if not usable(choice, site, target):
         raise EngineError(f"the engine chose {choice.point} for {site}, which is not to be had here",
                           where=str(target), why=("no tactic of that name offers that point for this site",),

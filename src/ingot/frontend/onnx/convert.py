@@ -51,7 +51,7 @@ def _inlined(source: Source) -> onnx.ModelProto:
     _expanded(source.model)
     try:
         return inliner.inline_local_functions(source.model)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelError("the model's functions cannot be inlined", why=(str(error),),
                          mend="check the model with onnx.checker, and export it again") from None
 
@@ -261,6 +261,8 @@ class _Reader:
             self.constant(outputs[0], _constant(attrs, where))
             return
         if proto.op_type == "If":
+            if not inputs:
+                raise ModelError("it has no condition", where=where)
             self._branch(inputs[0], outputs, attrs, where, scope)
             return
         item = Item(proto.op_type, inputs, outputs, attrs, where, self.build.types.get, self._another,
@@ -424,7 +426,11 @@ def _constant(attrs: Mapping[str, object], where: str) -> np.ndarray:
     for name, dtype in (("value_int", np.int64), ("value_ints", np.int64), ("value_float", np.float32),
                         ("value_floats", np.float32), ("value_string", object), ("value_strings", object)):
         if name in attrs:
-            return np.asarray(attrs[name], dtype=dtype)
+            try:
+                return np.asarray(attrs[name], dtype=dtype)
+            except (ValueError, TypeError) as error:
+                raise ModelError(f"the attribute {name} holds something else", where=where,
+                                 why=(str(error),)) from None
     value = attrs.get("value")
     if not isinstance(value, np.ndarray):
         raise UnsupportedError(f"a constant given as {', '.join(attrs) or 'nothing'}", where=where)

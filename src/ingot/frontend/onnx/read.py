@@ -74,6 +74,8 @@ def array_from(tensor: onnx.TensorProto, source: Source) -> np.ndarray:
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return _external(tensor, source, kind.numpy, shape, needed, where)
     if tensor.HasField("raw_data"):
+        if kind.kind == "str":
+            raise ModelError("texts cannot lie in raw bytes", where=where, mend=_MEND)
         raw = tensor.raw_data           # protobuf makes a copy each time it is asked
         if len(raw) != needed:
             raise ModelError(f"{kind}{list(shape)} needs {needed} bytes, the model holds {len(raw)}",

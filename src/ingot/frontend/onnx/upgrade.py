@@ -258,4 +258,7 @@ def upgrade(item: Item, opset: int) -> None:
         item.attrs.pop("consumed_inputs", None)     # said which memory might be reused
     for changed, function in UPGRADES.get(item.op, ()):
         if opset < changed:
-            function(item)
+            try:
+                function(item)
+            except ValueError as error:
+                raise ModelError(str(error), where=item.where) from None
