@@ -16,7 +16,7 @@ ORDER = ["errors", "env", "target", "graph", "ops", "frontend", "passes", "quant
          "tune", "plan", "engine", "runtime", "verify", "bench", "report", "compiler", "backend", "cli", "__main__"]
 LINES = 650
 # Where an import may stand inside a function: an optional, heavy library is loaded only when asked for.
-DISPATCH = {"frontend/__init__.py", "frontend/torch/__init__.py"}
+DISPATCH = {"frontend/__init__.py", "kernels/cuda/base.py", "frontend/torch/__init__.py"}
 
 
 def layer_of(path: Path) -> str:

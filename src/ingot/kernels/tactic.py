@@ -28,6 +28,7 @@ class Operand:
     type: TensorType
     strides: tuple[Dim, ...] | None = None
     constant: bool = False
+    aligned: bool = True        # its first element is known to lie at a multiple of 16 bytes; told for GPUs alone
 
     @property
     def steps(self) -> tuple[Dim, ...]:
@@ -35,7 +36,8 @@ class Operand:
         return dense_strides(self.type.physical) if self.strides is None else self.strides
 
     def __str__(self) -> str:
-        return f"{self.type}{'*' if self.constant else ''}" + (f"@{list(self.strides)}" if self.strides else "")
+        return f"{self.type}{'*' if self.constant else ''}" + (
+            f"@{list(self.strides)}" if self.strides else "") + ("" if self.aligned else "~")
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ class _Lowering:
         constants = {k: v for k, v in g.constants.items() if k in read}
         used = {*g.inputs, *g.outputs, *constants, *self.views, *read, *(v for x in self.launches for v in x.writes)}
         types = {k: t for k, t in self.types.items() if k in used}
-        return Program(g.inputs, g.outputs, tuple(self.launches), self.views, constants, types, g.symbols)
+        program = Program(g.inputs, g.outputs, tuple(self.launches), self.views, constants, types, g.symbols)
+        return _with_alignment(program) if self.target.kind == "cuda" else program
 
     # --- one node -----------------------------------------------------------------------------------------------
 
@@ -349,6 +350,21 @@ class _Lowering:
     def _renamed(launch: Launch, old: str, new: str) -> Launch:
         reads = tuple(new if v == old else v for v in launch.reads)
         return launch if reads == launch.reads else replace(launch, reads=reads)
+
+
+def _with_alignment(program: Program) -> Program:
+    """The program with every operand marked that may start at no multiple of 16 bytes: a GPU reads those otherwise."""
+    def marked(operand: Operand, value: str) -> Operand:
+        _, offset = program.root(value)
+        factors = (offset,) if isinstance(offset, int) else tuple(f for _, f in offset.terms)
+        return operand if all(f % 16 == 0 for f in factors) else replace(operand, aligned=False)
+
+    launches = []
+    for x in program.launches:
+        inputs = tuple(marked(o, v) for o, v in zip(x.site.inputs, x.reads, strict=True))
+        outputs = tuple(marked(o, v) for o, v in zip(x.site.outputs, x.writes, strict=True))
+        launches.append(replace(x, site=replace(x.site, inputs=inputs, outputs=outputs)))
+    return replace(program, launches=tuple(launches))
 
 
 def _same_bytes(a: TensorType, b: TensorType) -> bool:

@@ -3,6 +3,15 @@
 A target is `Target("cuda", isa="sm_90", ...)`; the feature "tf32" lets products of f32 use the matrix units' tf32 mode.
 Activations of convolutions lie channels last (layout "nhwc"); convolutions and movement take plain operands as well.
 """
-from ingot.kernels.cuda.kernel import COUNTERS, WORKSPACE, CudaKernel, CudaLaunch, Pointer, Scalar, TensorMap
+from ingot.kernels.cuda.base import CudaTactic, Drafts
+from ingot.kernels.cuda.kernel import COUNTERS, DATA, WORKSPACE, CudaKernel, CudaLaunch, Pointer, Scalar, TensorMap
+from ingot.kernels.cuda.pointwise import Copies, Pointwise
+from ingot.kernels.tactic import TACTICS
 
-__all__ = ["COUNTERS", "WORKSPACE", "CudaKernel", "CudaLaunch", "Pointer", "Scalar", "TensorMap"]
+TACTICS["cuda"] = (
+    Pointwise(),
+    Copies(),
+)
+
+__all__ = ["COUNTERS", "DATA", "WORKSPACE", "CudaKernel", "CudaLaunch", "CudaTactic", "Drafts", "Pointer", "Scalar",
+           "TensorMap"]

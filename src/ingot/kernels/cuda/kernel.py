@@ -13,11 +13,12 @@ from ingot.kernels.tactic import Kernel
 
 WORKSPACE = -1      # the kernel's own memory: 256-byte aligned, holds anything on entry
 COUNTERS = -2       # memory that is zero on the first launch; every launch leaves it zero again
+DATA = -3           # the kernel's own constant bytes, 256-byte aligned
 
 
 @dataclass(frozen=True)
 class Pointer:
-    """A device address (u64): operand `of` (the site's inputs, then its outputs), WORKSPACE or COUNTERS, plus bytes."""
+    """A device address (u64): operand `of` (inputs, then outputs), WORKSPACE, COUNTERS or DATA, plus bytes."""
 
     of: int
     offset: Dim = 0
@@ -81,12 +82,13 @@ class CudaKernel(Kernel):
     """Code for one site on a GPU: launches in order on one stream, each after the one before has finished.
 
     `code` is the source the launches were compiled from, for reading. `workspace` (bytes) is what WORKSPACE points
-    to, `counters` (bytes) what COUNTERS points to: two launches that may overlap must not share it. `phases` and
-    `scratch` are unused.
+    to, `counters` (bytes) what COUNTERS points to: two launches that may overlap must not share it. `data` is what DATA
+    points to, uploaded once. `phases` and `scratch` are unused.
     """
 
     launches: tuple[CudaLaunch, ...] = ()
     counters: Dim = 0
+    data: bytes = b""
 
 
-__all__ = ["COUNTERS", "WORKSPACE", "Argument", "CudaKernel", "CudaLaunch", "Pointer", "Scalar", "TensorMap"]
+__all__ = ["COUNTERS", "DATA", "WORKSPACE", "Argument", "CudaKernel", "CudaLaunch", "Pointer", "Scalar", "TensorMap"]

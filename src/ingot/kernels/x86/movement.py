@@ -115,7 +115,7 @@ def _blocks(site: Site, attrs: Mapping[str, object]) -> list[Copy]:
                  View(tuple(result.strides[a] for a in order)))]
 
 
-_PLANS: Mapping[str, Planner] = {
+PLANS: Mapping[str, Planner] = {
     "Expand": _expand, "Slice": _slice, "Split": _split, "Concat": _concat, "Tile": _tile, "DepthToSpace": _blocks,
     "SpaceToDepth": _blocks, "Reshape": _same, "Flatten": _same, "Squeeze": _same, "Unsqueeze": _same,
     "Identity": _same,
@@ -128,7 +128,7 @@ class Copies(Tactic):
     name = "x86.copy"
 
     def declines(self, site: Site, target: Target) -> str | None:
-        if site.op not in _PLANS:
+        if site.op not in PLANS:
             return f"{site.op} is no copy"
         if any(o.type.layout for o in (*site.inputs, *site.outputs)):
             return "copies need the plain layout"
@@ -140,7 +140,7 @@ class Copies(Tactic):
         code = Code(isa_of(target), site.symbols)
         name = f"copy_{site.key}"
         with code.function(name):
-            for copy in _PLANS[site.op](site, {**OPS[site.op].attrs, **site.attrs}):
+            for copy in PLANS[site.op](site, {**OPS[site.op].attrs, **site.attrs}):
                 element = moved_as(site.outputs[copy.output])
                 source = Side(code.buffer(copy.input), element, copy.source)
                 result = Side(code.buffer(len(site.inputs) + copy.output), element, copy.result)

@@ -1,0 +1,221 @@
+"""CUDA tactics without a GPU: their source run by Triton's interpreter on numpy arrays, in a process of its own."""
+from __future__ import annotations
+
+import dataclasses
+import os
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from kernel_checks import numbers, reference, site_of
+
+from ingot.graph import BF16, F16, F32, TensorType, evaluate
+from ingot.kernels import TACTICS, Operand, Site
+from ingot.kernels.cuda import DATA, WORKSPACE, CudaTactic, Drafts, Pointer, Scalar
+from ingot.kernels.reference import from_physical, to_physical
+from ingot.ops import OPS
+from ingot.target import Target
+
+TARGETS = {isa: Target("cuda", isa=isa) for isa in ("sm_80", "sm_90", "sm_100")}
+
+
+def start_interpreter() -> None:
+    """What the process that interprets does first: before Triton is imported."""
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+class _Storage:
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def data_ptr(self) -> int:
+        return self.array.ctypes.data
+
+    def cpu(self) -> _Storage:
+        return self
+
+    def copy_(self, other: object) -> None:
+        """It is host memory already."""
+
+
+class _Tensor:
+    """A numpy array in the form in which the interpreter takes tensors."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.dtype = array, array.dtype
+
+    def data_ptr(self) -> int:
+        return self.array.ctypes.data
+
+    def untyped_storage(self) -> _Storage:
+        return _Storage(self.array)
+
+    def storage_offset(self) -> int:
+        return 0
+
+    def size(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def stride(self) -> tuple[int, ...]:
+        return (1,)
+
+    def new_empty(self, n: object, device: object = None) -> _Tensor:
+        return _Tensor(np.empty_like(self.array))
+
+    def set_(self, storage: _Storage, offset: int, size: object, stride: object) -> None:
+        self.array = storage.array
+
+
+def _library() -> Any:
+    """The device library's functions, by numpy."""
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    def wrapped(function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            with np.errstate(all="ignore"):
+                made = function(*(a.handle.data for a in args)).astype(args[0].handle.data.dtype)
+            return tl.core.tensor(TensorHandle(made, args[0].handle.dtype), args[0].type)
+        return call
+    names = {"rint": np.rint, "tanh": np.tanh, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan,
+             "sinh": np.sinh, "cosh": np.cosh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,
+             "log1p": np.log1p, "expm1": np.expm1, "pow": np.power, "fmod": np.fmod}
+    return SimpleNamespace(**{k: wrapped(v) for k, v in names.items()})
+
+
+def _strided(array: np.ndarray, operand: Operand, sizes: dict[str, int], fill: int) -> np.ndarray:
+    """The operand's memory as bytes: its elements where its strides say."""
+    dense = to_physical(array, operand.type.at(sizes))
+    steps = [evaluate(s, sizes) for s in operand.steps]
+    length = 1 + sum((n - 1) * s for n, s in zip(dense.shape, steps, strict=True)) if dense.size else 0
+    memory = np.full(length * dense.itemsize + 64, fill, np.uint8)
+    view = memory[:length * dense.itemsize].view(dense.dtype)
+    np.lib.stride_tricks.as_strided(view, dense.shape, [s * dense.itemsize for s in steps])[...] = dense
+    return memory
+
+
+def run(drafts: Drafts, site: Site, arrays: list[np.ndarray], sizes: dict[str, int],
+        packed: dict[int, np.ndarray]) -> list[np.ndarray]:
+    """The site's logical outputs by the interpreter; outputs and workspace are poisoned before."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from ingot.kernels.cuda.compiler import function
+    memory = [packed[i].reshape(-1).view(np.uint8).copy() if i in packed else _strided(a, o, sizes, 0xFF)
+              for i, (a, o) in enumerate(zip(arrays, site.inputs, strict=True))]
+    outs = [np.full(o.type.at(sizes).physical, 0, o.type.dtype.numpy) for o in site.outputs]
+    memory += [np.full_like(_strided(from_physical(a, o.type.at(sizes)), o, sizes, 0), 0xFF)
+               for a, o in zip(outs, site.outputs, strict=True)]
+    work = np.full(evaluate(drafts.workspace, sizes) + 64, 0xFF, np.uint8)
+    counters = np.zeros(evaluate(drafts.counters, sizes) + 64, np.uint8)
+    data = np.frombuffer(drafts.data + bytes(64), np.uint8).copy()
+    kinds = {"*fp16": np.float16, "*fp32": np.float32, "*fp64": np.float64, "*u8": np.uint8, "*i8": np.int8,
+             "*i16": np.int16, "*i32": np.int32, "*i64": np.int64, "*u16": np.uint16, "*u32": np.uint32,
+             "*u64": np.uint64, "*bf16": BF16.numpy}
+    known = {"tl": tl, "libdevice": _library(), "gdc_wait": lambda: None, "gdc_launch_dependents": lambda: None,
+             "jit": InterpretedFunction}
+    for draft in drafts.launches:
+        args: list[Any] = []
+        for (_, kind), argument in zip(draft.signature, draft.arguments, strict=True):
+            if isinstance(argument, Scalar):
+                value = argument.value
+                args.append(value if isinstance(value, float) else evaluate(value, sizes))
+                continue
+            assert isinstance(argument, Pointer)
+            whole = (memory[argument.of] if argument.of >= 0 else work if argument.of == WORKSPACE
+                     else data if argument.of == DATA else counters)
+            part = whole[evaluate(argument.offset, sizes):]
+            item = np.dtype(kinds[kind]).itemsize
+            args.append(_Tensor(part[:len(part) // item * item].view(kinds[kind])))
+        grid = tuple(evaluate(g, sizes) for g in draft.grid)
+        if 0 in grid:
+            continue
+        with np.errstate(all="ignore"):
+            function(draft.source, known)[grid](*args)
+    assert not counters.any(), "counters are not zero again"
+    results = []
+    for o, m in zip(site.outputs, memory[len(site.inputs):], strict=True):
+        shape = o.type.at(sizes).physical
+        item = o.type.dtype.numpy.itemsize
+        view = np.lib.stride_tricks.as_strided(m.view(np.uint8)[:len(m) // item * item].view(o.type.dtype.numpy), shape,
+                                               [evaluate(s, sizes) * item for s in o.steps])
+        results.append(from_physical(view, o.type.at(sizes)))
+    return results
+
+
+def as_dtype(site: Site, given: list[np.ndarray | None], to: Any) -> tuple[Site, list[np.ndarray | None]]:
+    """The same site with f32 as another element type throughout."""
+    def swap(t: TensorType) -> TensorType:
+        return dataclasses.replace(t, dtype=to) if t.dtype == F32 else t
+    operands = [dataclasses.replace(o, type=swap(o.type)) for o in site.inputs]
+    steps = tuple(dataclasses.replace(s, types=tuple(map(swap, s.types))) for s in site.steps)
+    outs = tuple(dataclasses.replace(o, type=swap(o.type)) for o in site.outputs)
+    arrays = [None if a is None else a.astype(to.numpy) if a.dtype == np.float32 else a for a in given]
+    return dataclasses.replace(site, steps=steps, inputs=tuple(operands), outputs=outs), arrays
+
+
+def check(tactic: CudaTactic, site: Site, params: dict[str, int], given: list[np.ndarray | None],
+          sizes: dict[str, int] | None = None, isa: str = "sm_90", seed: int = 0) -> None:
+    """One point of a tactic against the reference in f64 or f32. Raises AssertionError."""
+    sizes, rng = sizes or {}, np.random.default_rng(seed)
+    arrays = [x if x is not None else numbers(o.type.at(sizes), rng, False)
+              for x, o in zip(given, site.inputs, strict=True)]
+    constants = {i: a for i, (a, o) in enumerate(zip(arrays, site.inputs, strict=True)) if o.constant}
+    target = TARGETS[isa]
+    packed = dict(tactic.pack(site, params, target, constants))
+    drafts = tactic.write(site, params, target)
+    with np.errstate(all="ignore"):
+        got = run(drafts, site, arrays, sizes, packed)
+    # halves: the right answer is that of f32 arithmetic on the very inputs
+    wide = [a.astype(np.float32) if a.dtype in (np.float16, BF16.numpy) else a for a in arrays]
+    half = any(o.type.dtype in (F16, BF16) for o in (*site.inputs, *site.outputs))
+    want = reference(as_wide(site) if half else site, wide, sizes)
+    for g, w, o in zip(got, want, site.outputs, strict=True):
+        assert g.shape == w.shape
+        where = f"{tactic.name} {dict(params)} on {site} {sizes}"
+        if o.type.dtype.kind != "float":
+            assert np.array_equal(g, w.astype(g.dtype)), where
+            continue
+        a, b = g.astype(np.float64), w.astype(np.float64)
+        bar = {"f64": 1e-9, "f32": 3e-5, "f16": 4e-3, "bf16": 3e-2}[o.type.dtype.name]
+        scale = np.abs(b[np.isfinite(b)]).max(initial=1e-3)
+        with np.errstate(all="ignore"):
+            right = (a == b) | (np.isnan(a) & np.isnan(b)) | (np.abs(a - b) <= bar * (np.abs(b) + 0.1 * scale))
+        assert right.all(), f"{where}\n got {a[~right][:5]}\nwant {b[~right][:5]} at {np.argwhere(~right)[:5].tolist()}"
+
+
+def as_wide(site: Site) -> Site:
+    """The same site with half types as f32, casts included."""
+    def swap(t: TensorType) -> TensorType:
+        return dataclasses.replace(t, dtype=F32) if t.dtype in (F16, BF16) else t
+    steps = tuple(dataclasses.replace(s, types=tuple(map(swap, s.types)), attrs=tuple(
+        (k, "f32" if s.op == "Cast" and v in ("f16", "bf16") else v) for k, v in s.attrs)) for s in site.steps)
+    return dataclasses.replace(site, steps=steps,
+                               inputs=tuple(dataclasses.replace(o, type=swap(o.type)) for o in site.inputs),
+                               outputs=tuple(dataclasses.replace(o, type=swap(o.type)) for o in site.outputs))
+
+
+def check_op(op: str, points: int = 2, only: str = "") -> list[str]:
+    """Every sample of an op, on every tactic that serves it: what went wrong, as texts."""
+    wrong, served = [], 0
+    for number, sample in enumerate(OPS[op].samples):
+        site, given = site_of(op, sample)
+        if any(o.type.layout[:1] == "c" for o in (*site.inputs, *site.outputs)):
+            continue
+        variants = [(site, given)]
+        if number % 3 == 0 and any(o.type.dtype == F32 for o in site.inputs) and op != "Cast":
+            variants.append(as_dtype(site, given, F16 if number % 2 else BF16))
+        for made, known in variants:
+            for tactic in TACTICS["cuda"]:
+                if (only and tactic.name != only) or tactic.declines(made, TARGETS["sm_90"]) is not None:
+                    continue
+                for params in islice(tactic.space(made, TARGETS["sm_90"]), points):
+                    served += 1
+                    try:
+                        check(tactic, made, dict(params), known)
+                    except AssertionError as error:
+                        wrong.append(str(error))
+                    except Exception as error:  # noqa: BLE001 - the report names the tactic, whatever went wrong
+                        wrong.append(f"{tactic.name} {dict(params)} on {made}: {error!r}"[:1500])
+    return wrong if served else ["nothing served it"]
