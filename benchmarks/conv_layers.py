@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="every point, not the best alone")
     parser.add_argument("--isa", default=None)
     parser.add_argument("--copies", type=int, default=1, help="sets of operands in turn (cold caches)")
-    parser.add_argument("--peak", type=float, default=115.0, help="GFLOP/s of one core (benchmarks/peak.py)")
+    parser.add_argument("--peak", type=float, default=115.0, help="GFLOP/s of one core (src/ingot/bench/limits.py)")
     parser.add_argument("--table", action="store_true", help="a Markdown table of batch 1 and 8, one and two threads")
     args = parser.parse_args()
     if args.table:

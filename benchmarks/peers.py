@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 import ingot
-from benchmarks.peak import peak_gflops
 from benchmarks.zoo import MODELS, ZOO, Entry
 from ingot.bench import alternate, onnxruntime_peer, openvino_peer, summary, torch_peer
+from ingot.bench.limits import peak_gflops
 
 PEERS = ("torch", "onnxruntime", "openvino")
 

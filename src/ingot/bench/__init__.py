@@ -1,8 +1,10 @@
 """Measuring: latency on this machine, and other runtimes side by side."""
 from ingot.bench.latency import Latency, measure, memory_now, peak_memory, summary
+from ingot.bench.limits import Limits, machine_limits, peak_gflops
 from ingot.bench.peers import Peer, alternate, onnxruntime_peer, openvino_peer, torch_peer
+from ingot.bench.roofline import Spent, spent, trace, work
 
 __all__ = [
-    "Latency", "Peer", "alternate", "measure", "memory_now", "onnxruntime_peer", "openvino_peer", "peak_memory",
-    "summary", "torch_peer",
+    "Latency", "Limits", "Peer", "Spent", "alternate", "machine_limits", "measure", "memory_now", "onnxruntime_peer",
+    "openvino_peer", "peak_gflops", "peak_memory", "spent", "summary", "torch_peer", "trace", "work",
 ]

@@ -28,10 +28,12 @@ from ingot.bench import (
     Latency,
     Peer,
     alternate,
+    machine_limits,
     measure,
     onnxruntime_peer,
     openvino_peer,
     peak_memory,
+    spent,
     summary,
     torch_peer,
 )
@@ -54,6 +56,7 @@ from ingot.report import (
     passes_table,
     profile_table,
     race_table,
+    roofline_table,
     slow_table,
     summary_lines,
     why_table,
@@ -78,7 +81,7 @@ EnginePath = Annotated[Path, typer.Argument(metavar="ENGINE", help="an engine fi
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="an ONNX file")]
 
 
-def _print(document: Mapping[str, object] | None, *parts: object) -> None:
+def tell(document: Mapping[str, object] | None, *parts: object) -> None:
     """One JSON document, or the parts one after another: tables in full width on a terminal, plain text elsewhere."""
     if document is not None:
         print(json.dumps(document, indent=2, default=str))
@@ -148,7 +151,7 @@ def build(
              + ("; stopped by Ctrl-C, the best so far was kept: build again to go on" if tuned.interrupted else ""))
     slow = slow_table(variant)
     verdict = Verdict.from_json(engine.verdict) if engine.verdict else None
-    _print(document if as_json else None, "\n".join(summary_lines(engine, variant)), *([slow] if slow.rows else []),
+    tell(document if as_json else None, "\n".join(summary_lines(engine, variant)), *([slow] if slow.rows else []),
            raced, verdict or "not verified: --no-verify was given",
            f"{output}: {nbytes_text(output.stat().st_size)}, built in {seconds:.1f} s")
 
@@ -204,7 +207,7 @@ def run(
             np.save(output / f"{file_name(name)}.npy", array)
     rows = tuple((n, f"{a.dtype}{list(a.shape)}", *_spread(a)) for n, a in results.items())
     table = Table("Outputs", ("output", "type", "least", "mean", "most", "not finite"), rows)
-    _print({"outputs": table.to_json(), "seconds": seconds} if as_json else None, table,
+    tell({"outputs": table.to_json(), "seconds": seconds} if as_json else None, table,
            f"{seconds * 1e3:.2f} ms (a first run; `ingot bench` measures)")
 
 
@@ -232,6 +235,8 @@ def bench(
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="how long to measure each batch size")] = 3.0,
     shapes: Shapes = None,
     profile: Annotated[bool, typer.Option("--profile", help="show where the time of one run goes")] = False,
+    roofline: Annotated[bool, typer.Option(
+        "--roofline", help="the same with operations, bytes, and what bounds each kernel on this machine")] = False,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
@@ -276,12 +281,17 @@ def bench(
              f"load {loaded * 1e3:.1f} ms, arena {nbytes_text(session.plan.arena)}, {session.threads} threads",
              f"peak memory of this process {nbytes_text(peak_memory())}"]
     parts = [table, "\n".join(lines)]
+    tuned = {s.name: s.opt for s in engine.graph.symbols.values()}
+    feeds = random_feeds(engine.graph, tuned, 0)
     if profile:
-        parts.append(profile_table(session.variant, session.profile(
-            random_feeds(engine.graph, told_sizes(engine.graph, []), 0))))
-    _print({"latency": table.to_json(), "not_measured": left_out, "apart": apart, "build_seconds": built or None,
+        parts.append(profile_table(session.variant, session.profile(feeds)))
+    limits = roofline_table(session.variant, spent(session.variant.program, [session.profile(feeds) for _ in range(9)],
+                                                   tuned), machine_limits(session.threads)) if roofline else None
+    parts += [limits] if limits else []
+    tell({"latency": table.to_json(), "not_measured": left_out, "apart": apart, "build_seconds": built or None,
             "load_seconds": loaded, "arena": session.plan.arena, "threads": session.threads,
-            "peak_memory": peak_memory()} if as_json else None, *parts)
+            "peak_memory": peak_memory(), **({"roofline": limits.to_json()} if limits else {})} if as_json else None,
+         *parts)
 
 
 def _calls(session: Session, feeds: Mapping[str, np.ndarray], peers: Sequence[str], model: Path | None, module: str
@@ -336,7 +346,7 @@ def check(
     judge = original_from(against, graph, str(original))
     verdict = verify(lambda feeds: session.run(dict(feeds)), judge, graph, engine=str(engine),
                      inputs=[feeds_from(p) for p in inputs or []], seed=seed, exact=is_exact(session.variant))
-    _print(verdict.to_json() if as_json else None, verdict)
+    tell(verdict.to_json() if as_json else None, verdict)
     if not verdict.passed:
         raise typer.Exit(3) if as_json else refuse(verdict)
 
@@ -395,7 +405,7 @@ def inspect(
     if graph:
         parts.append(show(loaded))
         document["graph"] = show(loaded)
-    _print(document if as_json else None, *parts)
+    tell(document if as_json else None, *parts)
 
 
 @app.command(name="version")
@@ -412,7 +422,7 @@ def show_version(as_json: Json = False) -> None:
         own = "not installed"
     document = {"ingot": own, "python": platform.python_version(), "device": target.fingerprint,
                 "threads": target.threads, **found}
-    _print(document if as_json else None, "\n".join(f"{k:9} {v}" for k, v in document.items()))
+    tell(document if as_json else None, "\n".join(f"{k:9} {v}" for k, v in document.items()))
 
 
 def _code(error: IngotError) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from ingot.bench import Latency
+from ingot.bench import Latency, Limits, Spent
 from ingot.engine import Engine, Variant
 from ingot.graph import Graph, Node
 from ingot.lower import Launch
@@ -118,6 +118,26 @@ def profile_table(variant: Variant, profile: Sequence[tuple[int, float]]) -> Tab
                  for i, seconds in sorted(profile, key=lambda p: -p[1]))
     return Table("Time per kernel", ("launch", "ops", "output", "kernel", "us", "%"), rows,
                  f"{total * 1e6:,.0f} us in {len(rows)} kernels")
+
+
+def roofline_table(variant: Variant, found: Sequence[Spent], limits: Limits) -> Table:
+    """Per launch: time, arithmetic, bytes, the share of what the machine's limits allow, and what bounds it."""
+    total = sum(x.seconds for x in found) or 1.0
+    rows = []
+    for one in sorted(found, key=lambda x: -x.seconds):
+        launch = variant.program.launches[one.launch]
+        least, _ = one.least(limits)
+        rows.append((one.launch, ops_of(launch), str(launch.site.output), variant.choices[launch.site.key].point,
+                     one.seconds * 1e6, 100 * one.seconds / total, one.flops / 1e6, one.nbytes / 1e6,
+                     one.flops / one.seconds / 1e9 if one.seconds else None,
+                     one.nbytes / one.seconds / 1e9 if one.seconds else None,
+                     100 * least / one.seconds if one.seconds else None, one.bound(limits)))
+    needed = sum(x.least(limits)[0] for x in found)
+    return Table("Roofline", ("launch", "ops", "output", "kernel", "us", "%", "MFLOP", "MB", "GFLOP/s", "GB/s",
+                              "% of limit", "bound by"), tuple(rows),
+                 f"{total * 1e6:,.0f} us in {len(rows)} kernels; the limits allow {needed * 1e6:,.0f} us "
+                 f"({needed / total:.0%}) for these operations as they are defined; {limits}. Beyond 100 %: fewer "
+                 "operations than the definition (Winograd, Strassen), or data that stayed in a nearer cache")
 
 
 def latency_table(found: Sequence[Latency], title: str = "Latency") -> Table:
