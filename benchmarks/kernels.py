@@ -3,7 +3,7 @@
     PYTHONPATH=src python benchmarks/kernels.py [--isa avx2] [--threads 1,2] [--best] [NAME ...]
 
 A name picks the shapes whose name contains it. The peak is that of a loop of multiply-adds on registers alone
-(src/ingot/bench/limits.py), the best seen: on a shared machine it is met in quiet moments only, as any figure here. A kernel
+(`ingot.bench.limits`), the best seen: on a shared machine it is met in quiet moments only, as any figure here. A kernel
 that does with fewer multiply-adds may pass it: GFLOP/s count those of the plain product.
 """
 from __future__ import annotations
