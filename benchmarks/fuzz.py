@@ -4,7 +4,7 @@
     python -m benchmarks.fuzz engine --seconds 600      the engine reader
 
 The inputs are mutations of valid files: bytes (flips, cuts, insertions, pieces of other files), and structure (fields
-of the protobuf message, values of the engine's manifest, which is then hashed anew so that the reader believes it). Each
+of the protobuf message, values of the engine's manifest, which is then hashed anew so that it is believed). Each
 is read in a worker process under a limit of its address space and of the time one input may take. What ends otherwise
 than in a value or an `IngotError` is a failure: the input is kept in --keep. The counts are added to --out.
 """
