@@ -86,8 +86,8 @@ def _operations(step: Step, given: Sequence[TensorType | None], sizes: Mapping[s
     if step.op.startswith(("Reduce", "Global", "Softmax", "LogSoftmax", "ArgM")) or step.op.endswith("Normalization"):
         return float(_count(first, sizes)) * (4 if "Norm" in step.op or "oftmax" in step.op else 1)
     if step.op in ("MaxPool", "AveragePool"):
-        window = attrs.get("kernel_shape", ())
-        return made * math.prod(int(w) for w in window)     # type: ignore[attr-defined]
+        window = attrs.get("kernel_shape")
+        return made * math.prod(map(int, window)) if isinstance(window, (tuple, list)) else made
     return made
 
 
