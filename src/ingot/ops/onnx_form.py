@@ -18,7 +18,8 @@ ENUM: Mapping[int, str] = {     # TensorProto.DataType -> short name
 ENUM_OF: Mapping[str, int] = {name: number for number, name in ENUM.items()}
 
 DTYPE_ATTRIBUTES = frozenset({
-    ("Cast", "to"), ("EyeLike", "dtype"), ("QuantizeLinear", "output_dtype"), ("DequantizeLinear", "output_dtype"),
+    ("Cast", "to"), ("BitCast", "to"), ("EyeLike", "dtype"), ("QuantizeLinear", "output_dtype"),
+    ("DequantizeLinear", "output_dtype"),
     ("Attention", "softmax_precision")})        # numbers of element types in ONNX, short names here
 OWN_ATTRIBUTES = frozenset({
     ("Conv", "layout"), ("ConvTranspose", "layout"), ("Range", "dtype"), ("ConstantOfShape", "dtype"),

@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 from ingot.graph import BOOL, TensorType
-from ingot.ops.op import Attrs, Op, Sample, Types, declare
-from ingot.ops.samples import boolean, f16, f32, f64, i32, i64, scalar, u8, values
+from ingot.ops.op import REQUIRED, Attrs, Op, Sample, Types, declare
+from ingot.ops.samples import SMALL_TYPES, boolean, f16, f32, f64, i8, i32, i64, scalar, tensor, u8, values
 from ingot.ops.shapes import (
     broadcast,
     dtype_named,
@@ -172,4 +172,25 @@ declare(Op("Cast", "x as another element type, named 'f32', 'i64', 'bool', ...",
     ((boolean(4, 33),), {"to": "i64"}), ((f32(4, 33),), {"to": "f64"}), ((f64(7),), {"to": "f32"}),
     ((f32(4, 33),), {"to": "f16"}), ((f16(4, 33),), {"to": "f32"}), ((i64(5),), {"to": "i32"}),
     ((i32(5),), {"to": "i64"}), ((i64(5),), {"to": "bool"}), ((u8(5),), {"to": "f32"}), ((f32(5),), {"to": "f32"}),
-    ((f32(2, 19, 3, 5, layout="c16"),), {"to": "f64"}))))
+    ((f32(2, 19, 3, 5, layout="c16"),), {"to": "f64"}), ((f64(4, 33),), {"to": "f16"}), ((f64(7),), {"to": "bf16"}),
+    *(((x(4, 33),), {"to": t, "saturate": s}) for x in (f32, f16, f64) for s in (1, 0) for t in (
+        "f8e4m3", "f8e5m2", "f8e4m3fnuz", "f8e5m2fnuz", "f4e2m1")),
+    *(((x(4, 33),), {"to": t}) for x in (f32, f16, i64) for t in ("i4", "u4", "i2", "u2")),
+    *(((f32(4, 33),), {"to": "f8e8m0", "saturate": s, "round_mode": m}) for s in (0, 1) for m in (
+        "up", "down", "nearest")),
+    *(((tensor(t, 4, 33),), {"to": "f32"}) for t in SMALL_TYPES),
+    *(((tensor(t, 9),), {"to": "i8"}) for t in ("i4", "u2")), ((f64(9),), {"to": "f8e8m0"}),
+    ((tensor("f8e5m2", 9),), {"to": "f16"}), ((tensor("f8e4m3", 9),), {"to": "bf16"}), ((f32(9), ), {"to": "u8"}))))
+
+
+def _bitcast(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
+    x, dtype = given(types[0]), dtype_named(attrs, "to")
+    if dtype.bits != x.dtype.bits:
+        raise ValueError(f"the bits of {x.dtype} are not as many as those of {dtype}")
+    return (TensorType(dtype, x.shape, x.layout),)
+
+
+declare(Op("BitCast", "the same bits, read as another element type of the same size", ("x",), _bitcast,
+           {"to": REQUIRED}, pointwise=True, blocked=True, samples=(
+    ((f32(4, 9),), {"to": "i32"}), ((i32(4, 9),), {"to": "f32"}), ((f64(5),), {"to": "i64"}), ((i8(5),), {"to": "u8"}),
+    ((tensor("u16", 7),), {"to": "i16"}), ((boolean(7),), {"to": "u8"}))))

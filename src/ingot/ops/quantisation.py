@@ -5,8 +5,10 @@ import numpy as np
 
 from ingot.graph import F32, U8, TensorType
 from ingot.ops.op import Attrs, Op, Types, declare
-from ingot.ops.samples import f32, i8, scalar, u8, values
+from ingot.ops.samples import SMALL_TYPES, f16, f32, i8, i32, scalar, tensor, u8, values
 from ingot.ops.shapes import broadcast, dtype_named, given, layout_of
+
+FLOAT8 = ("f8e4m3", "f8e5m2", "f8e4m3fnuz", "f8e5m2fnuz")
 
 
 def _quantize(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
@@ -29,11 +31,19 @@ def _dynamic(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]
 declare(Op("QuantizeLinear", "round(x / scale) + zero_point, saturated", ("x", "scale", "zero_point?"), _quantize,
            {"axis": 1, "block_size": 0, "output_dtype": None, "precision": 0, "saturate": 1}, samples=(
     ((f32(4, 9), scalar(0.02), scalar(128, "uint8")), {}), ((f32(4, 9), scalar(0.02), scalar(0, "int8")), {}),
-    ((f32(2, 3, 5), values(3, low=0.01, high=0.1), u8(3)), {"axis": 1}), ((f32(4, 9), scalar(0.02)), {}))))
+    ((f32(2, 3, 5), values(3, low=0.01, high=0.1), u8(3)), {"axis": 1}), ((f32(4, 9), scalar(0.02)), {}),
+    ((f16(4, 9), scalar(0.02, "float16"), scalar(128, "uint8")), {}),
+    ((f32(4, 9), scalar(0.4)), {"output_dtype": "i4"}),
+    *(((f32(4, 9), scalar(0.3)), {"output_dtype": t}) for t in ("u4", "i2", "u2", "f4e2m1", "i16")),
+    *(((f32(4, 9), scalar(0.003)), {"output_dtype": t, "saturate": s}) for t in FLOAT8 for s in (0, 1)),
+    ((f32(3, 4), values(3, 4, low=0.01, high=0.1), u8(3, 4)), {"axis": 1, "block_size": 1}))))
 declare(Op("DequantizeLinear", "(x - zero_point) * scale", ("x", "scale", "zero_point?"), _dequantize,
            {"axis": 1, "block_size": 0, "output_dtype": None}, samples=(
     ((u8(4, 9), scalar(0.02), scalar(128, "uint8")), {}), ((i8(4, 9), scalar(0.02)), {}),
-    ((i8(2, 3, 5), values(3, low=0.01, high=0.1), i8(3)), {"axis": 1}))))
+    ((i8(2, 3, 5), values(3, low=0.01, high=0.1), i8(3)), {"axis": 1}), ((i32(4, 9), scalar(0.02)), {}),
+    ((u8(4, 9), scalar(0.02, "float16")), {}), ((tensor("i4", 4, 9), scalar(0.02), tensor("i4")), {}),
+    *(((tensor(t, 4, 9), scalar(0.02)), {}) for t in SMALL_TYPES if t != "f8e8m0"),
+    ((u8(3, 4), values(3, 4, low=0.01, high=0.1), u8(3, 4)), {"axis": 1, "block_size": 1}))))
 declare(Op("DynamicQuantizeLinear", "x as u8 over its own range, with the scale and zero point", ("x",), _dynamic,
            outputs=3, samples=(((f32(4, 9),), {}),)))
 

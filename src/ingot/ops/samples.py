@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ingot.graph import BF16, BOOL, F16, F32, F64, I8, I32, I64, U8, Dim, TensorType
+from ingot.graph import BF16, BOOL, DTYPES, F16, F32, F64, I8, I32, I64, U8, Dim, TensorType
+
+SMALL_TYPES = ("f8e4m3", "f8e5m2", "f8e4m3fnuz", "f8e5m2fnuz", "f8e8m0", "f4e2m1", "i4", "u4", "i2", "u2")
 
 
 def f32(*shape: Dim, layout: str = "") -> TensorType:
@@ -36,6 +38,11 @@ def i8(*shape: Dim) -> TensorType:
 
 def u8(*shape: Dim) -> TensorType:
     return TensorType(U8, shape)
+
+
+def tensor(dtype: str, *shape: Dim) -> TensorType:
+    """A tensor of any element type, by its short name."""
+    return TensorType(DTYPES[dtype], shape)
 
 
 def boolean(*shape: Dim) -> TensorType:

@@ -53,7 +53,8 @@ def _placed(operand: Operand, bindings: Mapping[str, int], fill: int) -> tuple[G
     strides = tuple(evaluate(s, bindings) for s in operand.steps)
     dtype = operand.type.dtype.numpy
     memory = Guarded(_extent(shape, strides) * dtype.itemsize, fill)
-    view = np.lib.stride_tricks.as_strided(memory.body.view(dtype), shape, tuple(s * dtype.itemsize for s in strides))
+    # not as_strided: it asks for the dtype by its name, and the eight-bit floats have none that numpy knows
+    view: np.ndarray = np.ndarray(shape, dtype, memory.body, 0, tuple(s * dtype.itemsize for s in strides))
     return memory, view
 
 

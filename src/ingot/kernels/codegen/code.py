@@ -18,7 +18,9 @@ from ingot.graph.dim import Floor
 from ingot.kernels.codegen.isa import Isa
 
 _LLVM = {"f64": "double", "f32": "float", "f16": "half", "bf16": "bfloat", "bool": "i8",
-         "i64": "i64", "i32": "i32", "i16": "i16", "i8": "i8", "u64": "i64", "u32": "i32", "u16": "i16", "u8": "i8"}
+         "i64": "i64", "i32": "i32", "i16": "i16", "i8": "i8", "u64": "i64", "u32": "i32", "u16": "i16", "u8": "i8",
+         **dict.fromkeys(("f8e4m3", "f8e5m2", "f8e4m3fnuz", "f8e5m2fnuz", "f8e8m0", "f4e2m1", "i4", "u4", "i2", "u2"),
+                         "i8")}
 _BITS = {"double": 64, "float": 32, "half": 16, "bfloat": 16, "i64": 64, "i32": 32, "i16": 16, "i8": 8, "i1": 1}
 _SHORT = {"double": "f64", "float": "f32", "half": "f16", "bfloat": "bf16"}
 _FLOATS = frozenset(_SHORT)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
-from ingot.graph import BF16, BOOL, F16, F32, F64, DType
-from ingot.kernels.codegen import math, trigonometry
+from ingot.graph import BF16, BOOL, F16, F32, F64, I8, U8, DType
+from ingot.kernels.codegen import math, small, trigonometry
 from ingot.kernels.codegen.code import Code, Value, element_of, llvm_type, vector
 from ingot.kernels.tactic import Step
 
@@ -314,24 +314,34 @@ def _batch_normalization(c: Call) -> Value:
 
 
 def _dequantize(c: Call) -> Value:
-    """(x - zero point) * scale."""
+    """(x - zero point) * scale; floats have no zero point."""
     code, scale = c.code, _cast(c.code, c.y, c.dtypes[1] or F32, F32)
     value = _cast(code, c.x, c.dtype, F32)
-    if len(c.args) > 2 and c.args[2] is not None:
+    if len(c.args) > 2 and c.args[2] is not None and c.dtype.kind != "float":
         value = code.fsub(value, _cast(code, c.args[2], c.dtypes[2] or c.dtype, F32))
     return _cast(code, code.fmul(value, scale), F32, c.result)
 
 
 def _quantize(c: Call) -> Value:
     """round(x / scale) + zero point, within the range of the result."""
-    code = c.code
-    scaled = code.fmul(c.x, c.y) if c.attrs.get("multiply") else code.fdiv(c.x, c.y)
-    value = code.intrinsic("roundeven", scaled)
-    if len(c.args) > 2 and c.args[2] is not None:
-        value = code.fadd(value, _cast(code, c.args[2], c.dtypes[2] or c.result, F32))
-    low = 0 if c.result.kind == "uint" else -(1 << (c.result.bits - 1))
-    value = code.fmin(c.like(low + (1 << c.result.bits) - 1), code.fmax(value, c.like(low)))
-    return code.convert("trunc", code.convert("fptosi", value, "i32"), element_of(c.result))
+    code, kinds = c.code, (c.dtype, c.dtypes[1] or F32)
+    x, factor = _cast(code, c.x, c.dtype, F32), _cast(code, c.y, kinds[1], F32)
+    value = code.fmul(x, factor) if c.attrs.get("multiply") else code.fdiv(x, factor)
+    if kinds[0] == kinds[1] and kinds[0] in _HALVES and not c.attrs.get("precision"):
+        value = widened(code, narrowed(code, value, kinds[0]))      # the quotient is one of the operands' type
+    zero = c.args[2] if len(c.args) > 2 else None
+    if c.result.name in small.FLOATS:
+        if zero is not None and c.result.name == "f4e2m1":
+            value = code.fadd(value, _cast(code, zero, c.dtypes[2] or c.result, F32))
+        return small.encoded(code, value, c.result, saturate=bool(c.attrs.get("saturate", 1)))
+    value = code.intrinsic("roundeven", value)
+    if zero is not None:
+        value = code.fadd(value, _cast(code, zero, c.dtypes[2] or c.result, F32))
+    width = small.INTEGERS.get(c.result.name, c.result.bits)
+    low = 0 if c.result.kind == "uint" else -(1 << (width - 1))
+    value = code.fmin(math.like(code, value, low + (1 << width) - 1), code.fmax(value, math.like(code, value, low)))
+    whole = code.convert("trunc", code.convert("fptosi", value, "i32"), element_of(c.result))
+    return small.packed(code, whole, c.result) if c.result.name in small.INTEGERS else whole
 
 
 def _power(c: Call) -> Value:
@@ -377,16 +387,27 @@ def narrowed(code: Code, x: Value, dtype: DType) -> Value:
     return code.convert("trunc", code.binary("lshr", picked, math.like(code, i, 16)), "i16")
 
 
-def _cast(code: Code, x: Value, source: DType, to: DType) -> Value:
-    """x in another element type: floats to integers towards zero, anything to bool by x != 0."""
+def _cast(code: Code, x: Value, source: DType, to: DType, attrs: Mapping[str, object] | None = None) -> Value:
+    """x in another element type: floats to integers towards zero, anything to bool by x != 0.
+
+    `attrs` are those of a Cast: what becomes of numbers too large for a small float, and how exponents are rounded.
+    """
     if source == to:
         return x
     if source in _HALVES:
-        return _cast(code, widened(code, x), F32, to)
+        return _cast(code, widened(code, x), F32, to, attrs)
+    if source.name in small.INTEGERS:
+        return _cast(code, small.spread(code, x, source), I8 if source.kind == "int" else U8, to, attrs)
+    if source.name in small.SMALL:
+        return _cast(code, small.decoded(code, x, source), F32, to, attrs)
     if to == BOOL:
         return from_mask(code, code.fcompare("une", x, math.like(code, x, 0)) if x.is_float else to_mask(code, x))
-    if to in _HALVES:
-        return narrowed(code, _cast(code, x, source, F32), to)
+    if to.name in small.INTEGERS:
+        return small.packed(code, _cast(code, x, source, I8), to)
+    if to in _HALVES or to.name in small.SMALL:
+        # from f64 by way of f32, rounded twice, as ml_dtypes does; only f16 is numpy's own, which rounds once
+        single = small.to_odd(code, x) if source == F64 and to == F16 else _cast(code, x, source, F32)
+        return _rounded_to(code, single, to, attrs or {})
     element = element_of(to)
     if x.is_float and to.kind == "float":
         return code.convert("fpext" if to.bits > source.bits else "fptrunc", x, element)
@@ -405,6 +426,22 @@ def _cast(code: Code, x: Value, source: DType, to: DType) -> Value:
     if to.bits < source.bits:
         return code.convert("trunc", x, element)
     return code.convert("zext" if unsigned else "sext", x, element)
+
+
+def _rounded_to(code: Code, x: Value, to: DType, attrs: Mapping[str, object]) -> Value:
+    """f32 as a shorter float."""
+    if to in _HALVES:
+        return narrowed(code, x, to)
+    saturate = bool(attrs.get("saturate", 1))
+    if to.name == "f8e8m0":
+        return small.exponent_of(code, x, saturate=saturate, mode=str(attrs.get("round_mode", "up")))
+    return small.encoded(code, x, to, saturate=saturate)
+
+
+def _bits_as(c: Call) -> Value:
+    """The same bits under another element type of the same size."""
+    element = element_of(c.result)
+    return c.x if c.x.element == element else c.code.convert("bitcast", c.x, element)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -435,7 +472,7 @@ _ANY: dict[str, Rule] = {
 _MIXED: dict[str, Rule] = {"QuantizeLinear": _quantize, "DequantizeLinear": _dequantize,
                            "Quantize": _quantize, "Dequantize": _dequantize}
 _TO_INTEGERS = ("QuantizeLinear", "Quantize")
-_MOVES: dict[str, Rule] = {"Identity": lambda c: c.x, "Dropout": lambda c: c.x, "Where": _where}
+_MOVES: dict[str, Rule] = {"Identity": lambda c: c.x, "Dropout": lambda c: c.x, "Where": _where, "BitCast": _bits_as}
 _RULES: Mapping[str, Rule] = {**_FLOAT_ONLY, **_ANY, **_MOVES, **_MIXED}
 _CHEAP_F64 = frozenset(("LeakyRelu", "ThresholdedRelu", "HardSigmoid", "HardSwish", "Softsign", "Shrink", "Sqrt",
                         "Reciprocal", "Floor", "Ceil", "Round", "IsNaN", "IsInf", "Sum", "Mean", "BatchNormalization",
@@ -453,12 +490,13 @@ def declines_step(step: Step, dtypes: Sequence[DType | None] = ()) -> str | None
         return f"{step.op} makes {len(step.types)} results here"
     result = step.types[0].dtype
     known = [d for d in dtypes if d is not None]
+    whole = step.op == "Cast" or step.op in _MIXED or step.op in _MOVES
     for dtype in (result, *known):
-        if dtype.name not in SUPPORTED:
+        if dtype.name not in SUPPORTED and not (whole and dtype.name in small.SMALL):
             return f"no expressions on {dtype}"
     first = known[0] if known else result
     if step.op == "Cast":
-        return "a double rounding from f64" if first == F64 and result in _HALVES else None
+        return None
     if step.op in _MIXED:
         return _declines_mixed(step, known)
     if step.op == "Pow" and (first not in (F32, *_HALVES) or any(d == F64 for d in known[1:])):
@@ -472,12 +510,17 @@ def declines_step(step: Step, dtypes: Sequence[DType | None] = ()) -> str | None
 
 def _declines_mixed(step: Step, known: Sequence[DType]) -> str | None:
     attrs, result = dict(step.attrs), step.types[0].dtype
-    if attrs.get("block_size") or attrs.get("precision") or not attrs.get("saturate", 1):
-        return f"{step.op} by blocks, or without saturation"
-    integer = result if step.op in _TO_INTEGERS else known[0] if known else result
-    real = known[:2] if step.op in _TO_INTEGERS else [result]
-    if integer.kind not in ("int", "uint") or integer.bits > 16 or any(d != F32 for d in real):
-        return f"{step.op} of {integer} and {', '.join(map(str, real))}"
+    if int(str(attrs.get("block_size") or 0)) > 1:
+        return f"{step.op} by blocks"
+    quantizes = step.op in _TO_INTEGERS
+    if quantizes and attrs.get("precision") not in (None, 0, 1, "f32"):
+        return f"{step.op} with a precision of its own"
+    held = result if quantizes else known[0] if known else result
+    real = known[:2] if quantizes else [*known[1:2], result]
+    whole = held.kind in ("int", "uint") and (held.bits <= 16 or (held.name == "i32" and not quantizes
+                                                                  and len(known) < 3))
+    if not (whole or held.name in small.FLOATS) or any(d not in (F32, *_HALVES) for d in real):
+        return f"{step.op} of {held} and {', '.join(map(str, real))}"
     return None
 
 
@@ -490,7 +533,7 @@ def apply(code: Code, step: Step, args: Sequence[Value | None], dtypes: Sequence
     result = step.types[0].dtype
     kinds = tuple(dtypes) if dtypes else tuple(None if a is None else _guessed(a) for a in args)
     if step.op == "Cast":
-        return _cast(code, _present(args), kinds[0] or result, result)
+        return _cast(code, _present(args), kinds[0] or result, result, dict(step.attrs))
     call = Call(code, dict(step.attrs), tuple(args), kinds, result)
     if step.op in _MOVES or step.op in _MIXED or not any(k in _HALVES for k in kinds):
         return _RULES[step.op](call)

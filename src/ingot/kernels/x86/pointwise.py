@@ -8,6 +8,7 @@ import numpy as np
 from ingot.graph import Dim, TensorType
 from ingot.kernels.codegen import Code, Value, element_of, isa_of
 from ingot.kernels.codegen.expression import SUPPORTED
+from ingot.kernels.codegen.small import SMALL
 from ingot.kernels.codegen.steps import declines_steps, run_steps
 from ingot.kernels.tactic import Kernel, Operand, Params, Site, Tactic
 from ingot.kernels.x86.nest import Nest, Side, View
@@ -102,7 +103,7 @@ def declines_operands(site: Site) -> str | None:
     """Why an operand of a pointwise site cannot be walked along with the result, or None."""
     named = along_axis(site)
     for i, operand in enumerate(site.inputs):
-        if operand.type.dtype.name not in SUPPORTED:
+        if operand.type.dtype.name not in SUPPORTED | SMALL:
             return f"no expressions on {operand.type.dtype}"
         view = broadcast_view(operand, site.output, named.get(i))
         if isinstance(view, str):
