@@ -68,7 +68,8 @@ def attribute_protos(attrs: Attrs) -> list[onnx.AttributeProto]:
 def _inference(schema: Any) -> Callable[[Types, Attrs, int], tuple[TensorType, ...]]:
     def infer(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
         node = onnx.NodeProto(op_type=schema.name, input=["" if t is None else f"i{k}" for k, t in enumerate(types)],
-                              output=[f"o{k}" for k in range(outputs)], attribute=attribute_protos(attrs))
+                              output=[f"o{k}" for k in range(max(outputs, schema.min_output))],
+                              attribute=attribute_protos(attrs))
         names: dict[str, Dim] = {}
         given = {f"i{k}": _proto(t, names) for k, t in enumerate(types) if t is not None}
         try:

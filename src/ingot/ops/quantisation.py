@@ -32,7 +32,7 @@ declare(Op("QuantizeLinear", "round(x / scale) + zero_point, saturated", ("x", "
            {"axis": 1, "block_size": 0, "output_dtype": None, "precision": 0, "saturate": 1}, samples=(
     ((f32(4, 9), scalar(0.02), scalar(128, "uint8")), {}), ((f32(4, 9), scalar(0.02), scalar(0, "int8")), {}),
     ((f32(2, 3, 5), values(3, low=0.01, high=0.1), u8(3)), {"axis": 1}), ((f32(4, 9), scalar(0.02)), {}),
-    ((f16(4, 9), scalar(0.02, "float16"), scalar(128, "uint8")), {}),
+    ((f16(4, 9), scalar(2**-5, "float16"), scalar(128, "uint8")), {}),
     ((f32(4, 9), scalar(0.4)), {"output_dtype": "i4"}),
     *(((f32(4, 9), scalar(0.3)), {"output_dtype": t}) for t in ("u4", "i2", "u2", "f4e2m1", "i16")),
     *(((f32(4, 9), scalar(0.003)), {"output_dtype": t, "saturate": s}) for t in FLOAT8 for s in (0, 1)),

@@ -21,12 +21,14 @@ from ingot.passes.rows import move_rows
 from ingot.passes.scale import fold_scale
 from ingot.passes.siblings import merge_siblings
 from ingot.passes.simplify import simplify
+from ingot.passes.written_out import write_out
 from ingot.target import Target
 
 PIPELINE = pipeline(
     remove_dead_code,
     resolve_shapes,
     fold_constants,
+    write_out,
     merge_duplicates,
     simplify,
     fold_constants,
