@@ -17,7 +17,7 @@ from ingot import env
 from ingot.compiler.options import BuildOptions
 from ingot.engine import Engine, Variant, graph_digest, is_exact, make_variant, read_engine, write_engine
 from ingot.errors import EngineError, InternalError, UnsupportedError
-from ingot.frontend import ShapeSpec
+from ingot.frontend import ShapeSpec, is_shapes, source_from
 from ingot.frontend import load as load_model
 from ingot.graph import Graph, show
 from ingot.lower import Program, lower
@@ -28,7 +28,7 @@ from ingot.runtime.host import host_target
 from ingot.runtime.session import Session, code_cache
 from ingot.target import Target
 from ingot.tune import Progress, Tuning, TuningCache, generator_version, tune
-from ingot.verify import Verdict, failing_probe, first_divergence, original_from, refuse, remembered, verify
+from ingot.verify import Verdict, accept, failing_probe, first_divergence, original_from, refuse, remembered, verify
 
 _LOG = logging.getLogger("ingot")
 Feeds = Mapping[str, np.ndarray]
@@ -43,22 +43,33 @@ class Build:
     tuning: Tuning
 
 
-def build(model: Any, shapes: Mapping[str, ShapeSpec] | None = None, options: BuildOptions = BuildOptions(),
-          **more: Any) -> Engine:
-    """Build an engine for this machine's CPU, verified against the model it came from. See `build_with_report`."""
-    return build_with_report(model, shapes, options, **more).engine
+def build(model: Any, example_inputs: Any = None, options: BuildOptions = BuildOptions(), *,
+          shapes: Mapping[str, ShapeSpec] | None = None, **more: Any) -> Engine:
+    """Build an engine for this machine's CPU, verified against the model it came from. See `build_with_report`.
+
+    The second argument is what a PyTorch module is called with; for a model that needs no example it may be `shapes`.
+    """
+    if shapes is None and is_shapes(example_inputs):
+        example_inputs, shapes = None, example_inputs
+    return build_with_report(model, shapes, options, example_inputs=example_inputs, **more).engine
 
 
 def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
                       options: BuildOptions = BuildOptions(), *, inputs: Sequence[Feeds] = (),
                       original: object = None, progress: Callable[[Progress], None] | None = None,
-                      name: str = "") -> Build:
+                      name: str = "", example_inputs: Any = None, dynamic: Any = None,
+                      weights: str | os.PathLike[str] | None = None, opset: int | None = None) -> Build:
     """Build an engine for this machine's CPU, and compare it with the model it came from.
 
     `model` is the path, bytes or proto of an ONNX model, or a `Graph`. `shapes` gives sizes and profiles per input,
     for example `{"input": "1..8..32x3x224x224"}`: right on the whole range, tuned at the middle number, planned for
     the last. `inputs` are sets of arrays by name to verify on; by default they are generated. `original` is who
     gives the right answers: None (the reference evaluator), "onnxruntime", a PyTorch module, or a callable.
+
+    A PyTorch module, an exported program or a file of one is exported first, and every export is held against the
+    module's own run; `example_inputs` is what it is called with, `dynamic` which axes may vary (True: the batch),
+    `weights` a checkpoint to load into it, `opset` the ONNX version to export to.
+
     Raises ModelError, UnsupportedError, InputError or VerifyError.
     """
     settings = env.read()
@@ -67,7 +78,12 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
     clock = _Clock()
 
     with clock("load"):
-        graph = load_model(model, shapes)
+        source = source_from(model, example_inputs, dynamic, shapes, weights=weights, opset=opset)
+        taken = accept(source, inputs=inputs, seed=options.seed, check=options.verify,
+                       lenient=options.allow_unverified) if source else None
+        graph = taken.graph if taken else load_model(model, shapes)
+        for alarm in taken.alarms if taken else ():
+            _LOG.log(logging.INFO if alarm.kind == "pre-processing" else logging.WARNING, "%s", alarm)
     with clock("optimize"):
         optimized = _optimize(graph, target, options, dump)
     with clock("lower"):
@@ -80,10 +96,13 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
     with clock("plan"):
         variant = make_variant(program, target, tuned.choices, tuned.kernels, _report(graph, optimized, program))
         dump("plan", lambda: str(variant.plan))
-    engine = Engine(name or _name(model), graph, (variant,))
+    engine = Engine(name or (source.name if source else _name(model)), graph, (variant,))
+    if taken and original is None:
+        original, inputs = taken.original, (*([source.examples] if source else []), *inputs)
     if options.verify:
         with clock("verify"):
-            engine = _verified(engine, variant, optimized, model, options, inputs, original)
+            engine = _verified(engine, variant, optimized, model, options, inputs, original,
+                               taken.lines if taken else ())
     return Build(engine, dict(clock.seconds), tuned)
 
 
@@ -110,7 +129,7 @@ def save(engine: Engine, path: str | os.PathLike[str]) -> None:
 
 
 def _verified(engine: Engine, variant: Variant, optimized: Graph, model: Any, options: BuildOptions,
-              inputs: Sequence[Feeds], original: object) -> Engine:
+              inputs: Sequence[Feeds], original: object, notes: tuple[str, ...] = ()) -> Engine:
     """The engine with its verdict inside. Raises VerifyError, naming the first diverging node, if it does not pass."""
     path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else ""
     judge = original_from(original, engine.graph, path)
@@ -119,6 +138,7 @@ def _verified(engine: Engine, variant: Variant, optimized: Graph, model: Any, op
     session = Session(engine, variant=variant)
     verdict = verify(session.run, judge, engine.graph, engine=engine.name, inputs=inputs, seed=options.seed,
                      exact=is_exact(variant))
+    verdict = replace(verdict, notes=notes)
     if not verdict.passed:
         verdict = replace(verdict, diverged=_divergence(engine, variant, optimized, verdict, inputs, options.seed))
         if not options.allow_unverified:

@@ -3,11 +3,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ingot.errors import InputError
-from ingot.frontend.shapes import DEFAULT_PROFILE, ShapeSpec, parse_shapes
+from ingot.frontend.shapes import DEFAULT_PROFILE, ShapeSpec, is_shapes, parse_shapes
+from ingot.frontend.source import Alarm, Export, Source
 from ingot.graph import Graph
+
+_TORCH_SUFFIXES = frozenset({".pt2", ".pt", ".pth", ".ts", ".torchscript", ".ckpt"})
+
+
+def source_from(model: Any, example_inputs: Any = None, dynamic: Any = None,
+                shapes: Mapping[str, ShapeSpec] | None = None, *, weights: str | os.PathLike[str] | None = None,
+                opset: int | None = None) -> Source | None:
+    """The model as its framework has it, with the ways to ONNX; None for what `load` reads as it is.
+
+    `example_inputs`, `dynamic` and `weights` (a checkpoint) are as `frontend.torch.source_from_torch` has them.
+    Raises InputError, ModelError or UnsupportedError.
+    """
+    suffix = Path(model).suffix.lower() if isinstance(model, (str, os.PathLike)) else ""
+    if suffix in _TORCH_SUFFIXES or _is_from("torch", model):
+        from ingot.frontend.torch import source_from_torch
+        return source_from_torch(model, example_inputs, dynamic, shapes, checkpoint=weights, opset=opset)
+    if example_inputs is not None or dynamic is not None or weights is not None:
+        raise InputError("example inputs, dynamic axes and weights go with a model of a framework",
+                         mend="leave them out")
+    return None
+
+
+def _is_from(library: str, model: Any) -> bool:
+    """Whether a class of the model comes from a library, without importing it."""
+    return any(c.__module__.partition(".")[0] == library for c in type(model).__mro__)
 
 
 def load(model: Any, shapes: Mapping[str, ShapeSpec] | None = None) -> Graph:
@@ -25,7 +52,8 @@ def load(model: Any, shapes: Mapping[str, ShapeSpec] | None = None) -> Graph:
     if isinstance(model, (str, os.PathLike, bytes)) or type(model).__name__ == "ModelProto":
         return graph_from_onnx(model, shapes)
     raise InputError(f"a {type(model).__module__}.{type(model).__qualname__} is no model Ingot can read",
-                     mend="give the path of an .onnx file; a PyTorch module: torch.onnx.export it first")
+                     mend="give an .onnx file or a PyTorch module (ingot.build(module, example_inputs))")
 
 
-__all__ = ["DEFAULT_PROFILE", "ShapeSpec", "load", "parse_shapes"]
+__all__ = ["DEFAULT_PROFILE", "Alarm", "Export", "ShapeSpec", "Source", "is_shapes", "load", "parse_shapes",
+           "source_from"]

@@ -27,6 +27,13 @@ def parse_shapes(texts: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def is_shapes(value: object) -> bool:
+    """Whether a value can only be shapes by input name, and no example inputs."""
+    return isinstance(value, Mapping) and bool(value) and all(
+        isinstance(k, str) and (isinstance(v, str) or (isinstance(v, (tuple, list)) and bool(v) and all(
+            isinstance(e, (int, str, Symbol)) and not isinstance(e, bool) for e in v))) for k, v in value.items())
+
+
 def read_spec(spec: ShapeSpec) -> tuple[int | Symbol, ...]:
     """The axes of a specification: a number fixes the size, a range makes it a symbol (unnamed: the name is "?").
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from ingot.errors import VerifyError
+from ingot.errors import InputError, VerifyError
 from ingot.graph import Expr, Graph, Node
 from ingot.ops.reference import bindings_from, run_graph
 from ingot.verify.original import Original
@@ -52,6 +52,7 @@ class Verdict:
     cases: tuple[Case, ...] = ()
     skipped: tuple[str, ...] = ()       # inputs that were not tried, with the reason
     diverged: str = ""                  # the first node whose value differs, where that was found
+    notes: tuple[str, ...] = ()         # which export was taken, and every alarm
     seconds: float = field(default=0.0, compare=False)
 
     @property
@@ -77,7 +78,7 @@ class Verdict:
         cases = tuple(Case(**c) for c in data.get("cases", ()))  # type: ignore[attr-defined]
         return Verdict(str(data.get("original", "")), str(data.get("engine", "")), cases,
                        tuple(map(str, data.get("skipped", ()))),  # type: ignore[call-overload]
-                       str(data.get("diverged", "")))
+                       str(data.get("diverged", "")), tuple(map(str, data.get("notes", ()))))  # type: ignore[call-overload]
 
     def __str__(self) -> str:
         worst = self.worst
@@ -91,6 +92,7 @@ class Verdict:
                   for c in self.cases]
         lines += [f"  not tried: {s}" for s in self.skipped]
         lines += [f"  first diverging node: {self.diverged}"] if self.diverged else []
+        lines += [f"  {n}" for n in self.notes]
         return "\n".join(lines)
 
 
@@ -174,20 +176,22 @@ def _loose(graph: Graph, probe: Probe, wanted: np.ndarray, batched: bool,
 
 
 def verify(run: Run, original: Original, graph: Graph, *, engine: str = "engine", inputs: Sequence[Feeds] = (),
-           seed: int = 0, seconds: float = 60.0, exact: bool = False) -> Verdict:
-    """Compare `run` with the original on the given inputs, or on generated ones where none are given.
+           seed: int = 0, seconds: float = 60.0, exact: bool = False,
+           tried: Sequence[Probe] | None = None) -> Verdict:
+    """Compare `run` with the original on the given inputs and on generated ones, or on those of `tried`.
 
     `graph` is the model as it was loaded: it says what the inputs may be and how much its sums may round. Special
     values are tried as long as `seconds` last; what was not tried is listed. An `exact` engine has no kernels that
     spread a NaN of an input over a tile or a row, so that is no excuse there. Never raises for a difference: the
-    verdict says it.
+    verdict says it. Raises InputError where the original takes none of the inputs.
     """
     begin = time.perf_counter()
-    given = [Probe(f"given inputs {i + 1}", feeds, _bindings(graph, feeds)) for i, feeds in enumerate(inputs)]
-    generated = probes(graph, seed)
+    given = [Probe(f"given inputs {i + 1}", feeds, bindings_of(graph, feeds)) for i, feeds in enumerate(inputs)]
+    generated = probes(graph, seed) if tried is None else tried
     spreading = _GUARDED if exact else _GUARDED | _INEXACT
     cases: list[Case] = []
     skipped: list[str] = []
+    refused: list[InputError] = []
     if all(p.name.startswith("random") for p in generated):
         skipped.append("special values: the model has no floating-point input")
     for probe in [*given, *generated]:
@@ -196,22 +200,29 @@ def verify(run: Run, original: Original, graph: Graph, *, engine: str = "engine"
             skipped.append(f"{probe.name}: the {seconds:g} seconds for verification were used up")
             continue
         with np.errstate(all="ignore"):
-            wanted = original.run(probe.feeds)
+            try:
+                wanted = original.run(probe.feeds)
+            except InputError as error:         # the original itself does not take these
+                refused.append(error)
+                skipped.append(f"{probe.name}: {error.what}")
+                continue
             judged = _judge(graph, probe, run(probe.feeds), wanted, spreading)
             if not needed and any(not c.passed and c.pattern for c in judged):
                 judged, unjudged = _conditioned(judged, graph, probe, wanted, original)
                 skipped += unjudged
             cases += judged
+    if refused and not cases:
+        raise refused[0]
     return Verdict(original.name, engine, tuple(cases), tuple(skipped), seconds=time.perf_counter() - begin)
 
 
-def _bindings(graph: Graph, feeds: Feeds) -> dict[str, int]:
+def bindings_of(graph: Graph, feeds: Feeds) -> dict[str, int]:
     return {**{s.name: s.opt for s in graph.symbols.values()}, **bindings_from(graph, feeds)}
 
 
 def failing_probe(verdict: Verdict, graph: Graph, inputs: Sequence[Feeds] = (), seed: int = 0) -> Probe | None:
     """The inputs of the first case that did not pass, made again."""
-    given = [Probe(f"given inputs {i + 1}", feeds, _bindings(graph, feeds)) for i, feeds in enumerate(inputs)]
+    given = [Probe(f"given inputs {i + 1}", feeds, bindings_of(graph, feeds)) for i, feeds in enumerate(inputs)]
     failed = {c.inputs for c in verdict.cases if not c.passed}
     return next((p for p in [*given, *probes(graph, seed)] if p.name in failed), None)
 

@@ -1,0 +1,307 @@
+"""Is the export still the model? Each way to ONNX is held against the framework's own run, until one passes.
+
+The example, fresh values, another size of every dynamic axis, other ranges of values and special values; and where the
+model's own code decides by the data, inputs that make it decide otherwise.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from ingot.errors import IngotError, InputError, ModelError, UnsupportedError, VerifyError
+from ingot.frontend import load
+from ingot.frontend.source import Alarm, Export, Source
+from ingot.graph import Graph
+from ingot.ops.reference import run_graph
+from ingot.verify.original import Original
+from ingot.verify.parity import compare
+from ingot.verify.probe import Probe, probes
+from ingot.verify.tolerance import tolerances
+from ingot.verify.verify import Case, Verdict, bindings_of, verify
+
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One exporter: what its graph gave beside the original, or why there is none."""
+
+    export: str
+    verdict: Verdict | None = None
+    reason: str = ""
+    alarms: tuple[Alarm, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict is not None and self.verdict.passed and not any(a.grave for a in self.alarms)
+
+    def __str__(self) -> str:
+        if self.verdict is None:
+            return f"{self.export}: {self.reason}"
+        worst = self.verdict.worst
+        far = f"{worst.relative:.2g} of {worst.tolerance:.2g} allowed" if worst else "nothing could be compared"
+        failed = next((f"; {c.output} on {c.inputs}: {c.note}" for c in self.verdict.cases if not c.passed), "")
+        grave = next((f"; {a}" for a in self.alarms if a.grave), "")
+        return f"{self.export}: {'right' if self.passed else 'WRONG'}, {far}{failed}{grave}"
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The graph that was taken, from which exporter, and everything that was noticed on the way."""
+
+    graph: Graph
+    export: str
+    original: Original
+    attempts: tuple[Attempt, ...]
+    alarms: tuple[Alarm, ...]
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The attempts and alarms in words, for the verdict."""
+        return (*(f"export by {a}" for a in self.attempts), *(f"alarm, {a}" for a in self.alarms))
+
+
+def accept(source: Source, *, inputs: Sequence[Feeds] = (), seed: int = 0, check: bool = True,
+           lenient: bool = False) -> Accepted:
+    """The first export that is the model, in the order of the source's trust.
+
+    `check=False` takes the first that can be read; `lenient` takes the best of the wrong ones, if none is right.
+    Raises UnsupportedError where no exporter gives a graph, VerifyError where none gives a right one.
+    """
+    if check and not lenient and any(a.grave for a in source.alarms):
+        raise _wrong(source, [])
+    given = [*([source.examples] if source.examples else []), *inputs]
+    attempts: list[Attempt] = []
+    graphs: list[Graph | None] = []
+    for export in source.exports:
+        try:
+            graph, alarms = _graph(source, export)
+        except (ModelError, UnsupportedError, InputError) as error:
+            attempts.append(Attempt(export.name, reason=_short(error)))
+            graphs.append(None)
+            continue
+        graphs.append(graph)
+        if not check:
+            attempts.append(Attempt(export.name, reason="not compared", alarms=alarms))
+            return _accepted(source, graphs, attempts, len(attempts) - 1)
+        verdict, noticed = _compared(source, graph, export.name, given, seed)
+        frozen = _frozen_branches(source, graph)
+        # what the tracer warned of matters where the results show it; a branch that was tried both ways is settled
+        alarms = alarms if not verdict.passed or frozen else ()
+        attempts.append(Attempt(export.name, verdict, alarms=(*noticed, *frozen, *alarms)))
+        if attempts[-1].passed:
+            return _accepted(source, graphs, attempts, len(attempts) - 1)
+    best = min((i for i, g in enumerate(graphs) if g is not None), key=lambda i: _distance(attempts[i]), default=None)
+    if best is None:
+        raise UnsupportedError(f"no exporter can turn {source.name} into ONNX", where=source.framework,
+                               why=(*map(str, attempts), *map(str, source.alarms)),
+                               mend="change the module where the reasons say, or export it yourself and give the "
+                                    ".onnx file")
+    if lenient:
+        return _accepted(source, graphs, attempts, best)
+    raise _wrong(source, attempts)
+
+
+def _accepted(source: Source, graphs: Sequence[Graph | None], attempts: Sequence[Attempt], chosen: int) -> Accepted:
+    graph = graphs[chosen]
+    if graph is None:
+        raise UnsupportedError("no exporter gave a graph", where=source.name)
+    alarms = dict.fromkeys((*source.alarms, *attempts[chosen].alarms, *(preprocessing_alarms(graph))))
+    other = any(a.kind == "not finite" for a in alarms)
+    return Accepted(graph, attempts[chosen].export, _original(source, graph, other), tuple(attempts), tuple(alarms))
+
+
+def _original(source: Source, graph: Graph, other: bool) -> Original:
+    """The framework's own run; `other`: but for inputs that are not finite, where the export is known to differ."""
+    def run(feeds: Feeds) -> Mapping[str, np.ndarray]:
+        if other and not all(np.isfinite(a).all() for a in feeds.values() if a.dtype.kind == "f"):
+            return run_graph(graph, feeds)
+        return named(source.run(feeds), graph)
+    return Original(f"{source.framework} {source.name}", run)
+
+
+def named(found: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray]:
+    """The framework's results under the graph's names: the same, else in order. Raises InputError."""
+    if set(graph.outputs) <= found.keys():
+        return {n: found[n] for n in graph.outputs}
+    if len(found) != len(graph.outputs):
+        raise InputError(f"the original gives {len(found)} tensors, the export {len(graph.outputs)}",
+                         mend="return the same number of tensors for every input")
+    return dict(zip(graph.outputs, found.values(), strict=True))
+
+
+def _graph(source: Source, export: Export) -> tuple[Graph, tuple[Alarm, ...]]:
+    model, alarms = export.model()
+    held = {v.name for v in model.graph.input} if hasattr(model, "graph") else set(source.shapes)
+    return load(model, {k: v for k, v in source.shapes.items() if k in held}), alarms
+
+
+def _short(error: IngotError) -> str:
+    text = error.what + (f" at {error.where}" if error.where else "")
+    return text + (f": {'; '.join(error.why[:3])}" if error.why else "")
+
+
+def _compared(source: Source, graph: Graph, name: str, given: Sequence[Feeds], seed: int
+              ) -> tuple[Verdict, tuple[Alarm, ...]]:
+    """The export's verdict, by the reference, on given and generated inputs.
+
+    Where they part only over NaN and infinities, those inputs are made finite and tried again, and an alarm says so.
+    """
+    judge = Original(f"{source.framework} {source.name}", lambda feeds: named(source.run(feeds), graph))
+    feeds = [{k: v for k, v in one.items() if k in graph.inputs} for one in given]
+
+    def compared(tried: Sequence[Probe]) -> Verdict:
+        return verify(_reference(graph), judge, graph, engine=f"the export by {name}", inputs=feeds, tried=tried)
+
+    tried = probes(graph, seed)
+    verdict = compared(tried)
+    odd = {c.inputs for c in verdict.cases if not c.passed and not c.pattern}
+    wild = [p for p in tried if p.name in odd and not _all_finite(p.feeds)]
+    if not wild:
+        return verdict, ()
+    calm = [replace(p, feeds={k: _finite(a) for k, a in p.feeds.items()}) if p in wild else p for p in tried]
+    again = compared(calm)
+    if not all(c.passed for c in again.cases if c.inputs in odd):
+        return verdict, ()
+    note = next(c for c in verdict.cases if not c.passed and not c.pattern)
+    return again, (Alarm("not finite", "where an input is NaN or infinite the export gives other values than "
+                         f"{source.framework}", why=f"{note.output} on {note.inputs}: {note.note}",
+                         mend="keep such inputs out, or compare with what the engine gives for them"),)
+
+
+def _reference(graph: Graph) -> Callable[[Feeds], Mapping[str, np.ndarray]]:
+    return lambda feeds: run_graph(graph, feeds)
+
+
+def _all_finite(feeds: Feeds) -> bool:
+    return all(np.isfinite(a).all() for a in feeds.values() if a.dtype.kind == "f")
+
+
+def _finite(array: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(array, nan=0.0, posinf=1.0, neginf=-1.0) if array.dtype.kind == "f" else array
+
+
+def _distance(attempt: Attempt) -> tuple[bool, int, float]:
+    verdict = attempt.verdict
+    if verdict is None:
+        return True, 0, float("inf")
+    failed = [c.relative for c in verdict.cases if not c.passed]
+    return False, len(failed), max(failed, default=0.0)
+
+
+def _wrong(source: Source, attempts: Sequence[Attempt]) -> VerifyError:
+    alarms = [a for t in attempts for a in t.alarms] + list(source.alarms)
+    causes = [a for a in alarms if a.grave] or alarms
+    mends = tuple(dict.fromkeys(a.mend for a in causes if a.mend))
+    return VerifyError(f"no export of {source.name} gives what {source.framework} gives" if attempts else
+                       f"no engine can give what {source.name} gives",
+                       where=causes[0].where if causes else "",
+                       why=(*map(str, attempts), *(str(a) for a in dict.fromkeys(causes))),
+                       mend="; ".join((*mends, "--allow-unverified takes the nearest export, marked so")))
+
+
+# --- branches -------------------------------------------------------------------------------------------------------
+
+def variations(examples: Feeds) -> list[tuple[str, Feeds]]:
+    """The example made over in ways that turn decisions: negated, all zeros, larger, smaller, ordered, and fresh."""
+    def each(change: Callable[[np.ndarray], np.ndarray], kinds: str = "f") -> Feeds:
+        with np.errstate(all="ignore"):
+            return {k: np.asarray(change(a), a.dtype) if a.dtype.kind in kinds else a for k, a in examples.items()}
+
+    found: list[tuple[str, Feeds]] = [
+        ("the example, negated", each(lambda a: -a)), ("zeros", each(np.zeros_like, "fiub")),
+        ("the example times 1000", each(lambda a: a * 1000)), ("the example over 1000", each(lambda a: a / 1000)),
+        ("the example, all positive", each(np.abs)), ("the example, all negative", each(lambda a: -np.abs(a))),
+        ("the example plus 10", each(lambda a: a + 10)), ("the example minus 10", each(lambda a: a - 10)),
+        ("ones", each(np.ones_like, "fiub")), ("the example, reversed", each(lambda a: np.flip(a), "fiub")),
+        ("the example, each value the first", each(lambda a: np.full_like(a, a.flat[0] if a.size else 0), "fiu")),
+        ("the example, sorted", each(lambda a: np.sort(a, axis=None).reshape(a.shape), "fiu"))]
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        found.append((f"noise, seed {seed}", each(partial(_noise, rng))))
+    return found
+
+
+def _noise(rng: np.random.Generator, array: np.ndarray) -> np.ndarray:
+    return np.asarray(rng.standard_normal(array.shape) * 10.0 ** rng.integers(-1, 2))
+
+
+def _frozen_branches(source: Source, graph: Graph) -> tuple[Alarm, ...]:
+    """Decisions by the data that the export keeps as the example made them, each with inputs that show it."""
+    if source.branches is None or not source.examples:
+        return ()
+    taken = source.branches(source.examples)
+    if not taken:
+        return ()
+    alarms: dict[str, Alarm] = {}
+    for name, feeds in variations(source.examples):
+        others = source.branches(feeds)
+        at = next((i for i, (a, b) in enumerate(zip(taken, others, strict=False)) if a != b), None)
+        if at is None and len(taken) == len(others):
+            continue
+        at = min(len(taken), len(others)) - 1 if at is None else at
+        line, outcome = others[at]
+        key = taken[at][0] or line
+        if key in alarms or not _differs(source, graph, feeds):
+            continue
+        alarms[key] = Alarm(
+            "frozen branch", f"a branch on data was frozen as the example took it: {taken[at][1]} there, "
+            f"{outcome} for {name}", where=key, why=f"{shown(feeds)} takes the other way, and the export does not",
+            mend="write it with torch.where (both sides are computed) or torch.cond", grave=True)
+    return tuple(alarms.values())
+
+
+def _differs(source: Source, graph: Graph, feeds: Feeds) -> bool:
+    """Whether export and model give different results for these inputs."""
+    try:
+        wanted = named(source.run(feeds), graph)
+    except InputError:
+        return False
+    feeds = {k: v for k, v in feeds.items() if k in graph.inputs}
+    with np.errstate(all="ignore"):
+        got = run_graph(graph, feeds)
+    allowed = tolerances(graph, bindings_of(graph, feeds))
+    return any(not compare(got[n], wanted[n]).within(max(allowed[n].relative, 1e-6)) for n in graph.outputs)
+
+
+def shown(feeds: Feeds) -> str:
+    """Inputs in a few words: what a reader needs to make them again."""
+    def one(name: str, a: np.ndarray) -> str:
+        numbers = a.astype(np.float64) if a.dtype.kind in "fiub" else None
+        head = ", ".join(f"{v:.3g}" for v in numbers.flat[:3]) if numbers is not None else ""
+        return f"{name} = {a.dtype}{list(a.shape)} [{head}{', ...' if a.size > 3 else ''}]"
+    return ", ".join(one(n, a) for n, a in feeds.items())
+
+
+# --- pre-processing -------------------------------------------------------------------------------------------------
+
+def preprocessing_alarms(graph: Graph) -> tuple[Alarm, ...]:
+    """Images that go straight into a convolution: whatever scales and normalises them stayed outside the graph."""
+    found = []
+    for name in graph.inputs:
+        t = graph.types[name]
+        readers = graph.readers.get(name, ())
+        if (t.dtype.kind == "float" and t.rank == 4 and t.shape[1] in (1, 3) and len(readers) == 1
+                and readers[0].op == "Conv" and all(not isinstance(d, int) or d >= 32 for d in t.shape[2:])):
+            found.append(Alarm("pre-processing", f"the images of input '{name}' go into a convolution as they come",
+                               where=readers[0].where,
+                               why="resizing and normalising stayed outside the graph, where nothing checks them",
+                               mend="--preprocess imagenet (or clip, unit, signed, caffe) puts them inside"))
+    return tuple(found)
+
+
+def causes_of(cases: Sequence[Case]) -> tuple[str, ...]:
+    """What the pattern of failures says: sizes that were frozen, values that were."""
+    failed = {c.inputs for c in cases if not c.passed}
+    right = {c.inputs for c in cases if c.passed} - failed
+    if not failed or not any(n.startswith("given") for n in right):
+        return ()
+    if any(n.startswith("random at") for n in failed):
+        return ("it is right on the example and wrong at another size or other values: something was frozen",)
+    return ("it is right on the example and wrong on other values: something was frozen",)
+
+
+__all__ = ["Accepted", "Attempt", "accept", "causes_of", "named", "preprocessing_alarms", "shown", "variations"]
