@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ingot.graph import I32, Dim, TensorType
+from ingot.graph import I32, U8, Dim, TensorType
 from ingot.ops.op import Attrs, Op, Sample, Types, declare
-from ingot.ops.samples import f32, i8, u8, values
+from ingot.ops.samples import f32, i8, integers, scalar, u8, values
 from ingot.ops.shapes import given, integer, ints, same_dim, same_dtype, word
 
 
@@ -196,9 +196,21 @@ def _conv_integer(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType,
     x, weight = given(types[0]), given(types[1])
     sizes = slid(convolution_window(types, attrs), x.shape[2:])
     same_dim(x.shape[1], weight.shape[1] * integer(attrs, "group"), "the input's channels and the weight's")
-    return (TensorType(I32, (x.shape[0], weight.shape[0], *sizes)),)
+    return (TensorType(I32, (x.shape[0], weight.shape[0], *sizes), word(attrs, "layout")),)
+
+
+def _n(x: tuple[int, ...], w: tuple[int, ...], zero: int | None = None, **attrs: object) -> Sample:
+    given_ = (scalar(zero, "uint8"),) if zero is not None else ()
+    return (TensorType(U8, x, "c16"), integers(*w), *given_), {**attrs, "layout": "c16"}
 
 
 declare(Op("ConvInteger", "convolution of 8-bit integers, less their zero points, in 32 bits",
-           ("x", "weight", "x_zero_point?", "w_zero_point?"), _conv_integer, {**_WINDOW, "group": 1}, samples=(
-    ((u8(1, 3, 6, 6), u8(4, 3, 3, 3)), {}), ((u8(1, 3, 6, 6), i8(4, 3, 3, 3), u8()), {"pads": (1, 1, 1, 1)}))))
+           ("x", "weight", "x_zero_point?", "w_zero_point?"), _conv_integer, {**_WINDOW, "group": 1, "layout": ""},
+           blocked=True, samples=(
+    ((u8(1, 3, 6, 6), u8(4, 3, 3, 3)), {}), ((u8(1, 3, 6, 6), i8(4, 3, 3, 3), u8()), {"pads": (1, 1, 1, 1)}),
+    _n((2, 16, 14, 14), (32, 16, 3, 3), 7, pads=(1, 1, 1, 1)), _n((1, 19, 9, 9), (37, 19, 3, 3), strides=(2, 2)),
+    _n((2, 64, 7, 7), (48, 64, 1, 1), 128), _n((1, 40, 9, 9), (70, 40, 1, 1), 3, strides=(2, 2)),
+    _n((2, 35, 9, 9), (35, 1, 3, 3), 9, group=35, pads=(1, 1, 1, 1)),
+    _n((1, 32, 9, 9), (32, 1, 3, 3), 0, group=32, strides=(2, 2), pads=(1, 1, 1, 1)),
+    _n((1, 32, 8, 8), (64, 16, 3, 3), 5, group=2, pads=(1, 1, 1, 1)),
+    ((TensorType(U8, (2, 32, 6, 6), "c8"), integers(24, 32, 1, 1), scalar(4, "uint8")), {"layout": "c8"}))))

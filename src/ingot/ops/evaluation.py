@@ -269,10 +269,37 @@ def _nearest(x: float, mode: str) -> int:
             "floor": math.floor(x), "ceil": math.ceil(x)}[mode]
 
 
+def _less_zero(array: np.ndarray, zero: np.ndarray | None) -> np.ndarray | None:
+    """Integers less their one zero point, in f64; None where there are several."""
+    if zero is None:
+        return array.astype(np.float64)
+    return array.astype(np.float64) - float(zero.reshape(-1)[0]) if zero.size == 1 else None
+
+
+def matmul_integer(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """MatMulInteger in f64, which is exact here: numpy's products of integers take a hundred times as long."""
+    a, b, a_zero, b_zero = (*arrays, None, None)[:4]
+    if a is None or b is None:
+        return None
+    left, right = _less_zero(a, a_zero), _less_zero(b, b_zero)
+    return None if left is None or right is None else [np.matmul(left, right).astype(np.int32)]
+
+
+def conv_integer(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """ConvInteger in f64, for the same reason."""
+    x, weight, x_zero, w_zero = (*arrays, None, None)[:4]
+    if x is None or weight is None:
+        return None
+    left, right = _less_zero(x, x_zero), _less_zero(weight, w_zero)
+    made = None if left is None or right is None else conv((left, right), attrs)
+    return None if made is None else [made[0].astype(np.int32)]
+
+
 OWN: Mapping[str, Callable[[Arrays, Attrs], list[np.ndarray] | None]] = {
-    "AveragePool": average_pool, "Conv": conv, "ConvTranspose": conv_transpose, "Erf": erf,
+    "AveragePool": average_pool, "Conv": conv, "ConvInteger": conv_integer, "ConvTranspose": conv_transpose, "Erf": erf,
     "GatherElements": gather_elements, "Gelu": gelu,
     "GlobalLpPool": global_lp_pool, "GlobalMaxPool": global_max_pool,
-    "LRN": lrn, "LpNormalization": lp_normalization, "LpPool": lp_pool, "MaxPool": max_pool, "Mean": mean, "Pad": pad,
+    "LRN": lrn, "LpNormalization": lp_normalization, "LpPool": lp_pool, "MatMulInteger": matmul_integer,
+    "MaxPool": max_pool, "Mean": mean, "Pad": pad,
     "Resize": resize,
     "Softsign": softsign}

@@ -22,7 +22,8 @@ DTYPE_ATTRIBUTES = frozenset({
     ("DequantizeLinear", "output_dtype"),
     ("Attention", "softmax_precision")})        # numbers of element types in ONNX, short names here
 OWN_ATTRIBUTES = frozenset({
-    ("Conv", "layout"), ("ConvTranspose", "layout"), ("Range", "dtype"), ("ConstantOfShape", "dtype"),
+    ("Conv", "layout"), ("ConvTranspose", "layout"), ("ConvInteger", "layout"), ("Range", "dtype"),
+    ("ConstantOfShape", "dtype"),
     ("ConstantOfShape", "value")})              # ONNX has them elsewhere, or not at all
 SCALARS = frozenset({
     ("Trilu", "k"), ("CumSum", "axis"), ("CumProd", "axis"), ("OneHot", "depth"), ("Range", "start"),

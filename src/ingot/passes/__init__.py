@@ -12,6 +12,7 @@ from ingot.passes.dead_code import remove_dead_code
 from ingot.passes.duplicates import merge_duplicates
 from ingot.passes.gemm import split_gemm
 from ingot.passes.graph_pass import Pass, Watch, apply, both, dump_to, graph_pass, pipeline, unwatched
+from ingot.passes.integer import fold_quantised
 from ingot.passes.layout import choose_layout
 from ingot.passes.precision import SHORT, Overflow, Precision, kept_for, lower_precision, overflows
 from ingot.passes.recognition import recognise
@@ -27,6 +28,7 @@ from ingot.target import Target
 PIPELINE = pipeline(
     remove_dead_code,
     resolve_shapes,
+    fold_quantised,         # before fold_constants, which would make f32 of integer weights
     fold_constants,
     write_out,
     merge_duplicates,

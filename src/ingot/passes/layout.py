@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from ingot.graph import BF16, F16, F32, DType, Graph, Node, TensorType
+from ingot.graph import BF16, F16, F32, I8, I32, U8, DType, Graph, Node, TensorType
 from ingot.ops import OPS, infer
 from ingot.passes.duplicates import merge_duplicates
 from ingot.passes.graph_pass import graph_pass
@@ -28,9 +28,9 @@ from ingot.target import Target
 BLOCKS = {"avx512": 16, "avx2": 8}      # channels per block, by instruction set
 FEW = 8                                 # channels last: an input of fewer channels than this is read plain
 FLOATS = frozenset({F32, F16, BF16})  # what channels last serves
-BLOCKED = frozenset({F32})              # what blocks serve
+BLOCKED = frozenset({F32, U8, I8, I32}) # what blocks serve
 Served = frozenset[DType]
-CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "ConvInteger"})
 TO_PLAIN = frozenset({"GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"})
 PASS_ON = frozenset({"MaxPool", "AveragePool", "LpPool", "Resize"})
 
@@ -59,7 +59,7 @@ def _channels(weight: TensorType, op: str, group: int) -> tuple[int, int] | None
     a, b = weight.shape[0], weight.shape[1]
     if not isinstance(a, int) or not isinstance(b, int):
         return None
-    return (b * group, a) if op == "Conv" else (a, b * group)
+    return (a, b * group) if op == "ConvTranspose" else (b * group, a)
 
 
 def unfit(graph: Graph, node: Node, block: int) -> str | None:
@@ -69,8 +69,8 @@ def unfit(graph: Graph, node: Node, block: int) -> str | None:
     if not block:
         return "the target has no blocked layout"
     x, weight = graph.types[node.inputs[0]], graph.types[node.inputs[1]]
-    if x.dtype != F32 or not 3 <= x.rank <= 5:
-        return f"its input is {x}: not f32 of rank 3 to 5"
+    if x.dtype != (U8 if node.op == "ConvInteger" else F32) or not 3 <= x.rank <= 5:
+        return f"its input is {x}: not f32 of rank 3 to 5, or u8 for sums of integers"
     if node.inputs[1] not in graph.constants:
         return "its weight is not a constant"
     group = int(str(attribute(node, "group")))
@@ -80,7 +80,7 @@ def unfit(graph: Graph, node: Node, block: int) -> str | None:
     inner, outer = channels
     if outer < block // 2:
         return f"{outer} output channels leave most of a block of {block} empty"
-    if group == 1 or (group == inner == outer and node.op == "Conv"):
+    if group == 1 or (group == inner == outer and node.op != "ConvTranspose"):
         return None
     if (inner // group) % block or (outer // group) % block:
         return f"its groups have {inner // group} and {outer // group} channels, not whole blocks of {block}"
@@ -100,7 +100,8 @@ def _carries(graph: Graph, node: Node, value: str, served: Served) -> bool:
     if out.dtype not in served or out.rank != x.rank or out.shape[1] != x.shape[1] or not isinstance(out.shape[1], int):
         return False
     if not op.pointwise:
-        return node.op in PASS_ON and value == node.inputs[0] and out.shape[0] == x.shape[0]
+        floats = x.dtype in FLOATS      # no kernel pools integers in blocks
+        return floats and node.op in PASS_ON and value == node.inputs[0] and out.shape[0] == x.shape[0]
     return all(_operand(graph, i, out, served) for i in node.inputs if i)
 
 
@@ -225,7 +226,7 @@ def choose_layout(graph: Graph, target: Target) -> Graph:
 def _convolution(at: _Places, node: Node, layout: str, least: int) -> None:
     x = node.inputs[0]
     channels = at.graph.types[x].shape[1]
-    few = isinstance(channels, int) and channels < least
+    few = isinstance(channels, int) and channels < least and node.op != "ConvInteger"
     plain = few and not at.blocked(x) and attribute(node, "group") == 1
     inputs = (at.get(x, "" if plain else layout), *node.inputs[1:])
     at.place(node, inputs, layout, {**node.attrs, "layout": layout})

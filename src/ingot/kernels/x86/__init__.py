@@ -7,6 +7,7 @@ from ingot.kernels.x86.conv_im2col import Im2colConvolution
 from ingot.kernels.x86.conv_plain import PlainConvolution
 from ingot.kernels.x86.conv_transposed import TransposedConvolution
 from ingot.kernels.x86.conv_winograd import WinogradConvolution
+from ingot.kernels.x86.conv_words import IntegerConvolution
 from ingot.kernels.x86.general import GENERAL
 from ingot.kernels.x86.matmul import TiledMatMul
 from ingot.kernels.x86.matmul_plain import PlainMatMul
@@ -17,7 +18,7 @@ _CONVOLUTIONS = (ProductConvolution(), DirectConvolution(), StemConvolution(), D
                  TransposedConvolution(), Im2colConvolution())
 
 TACTICS["x86"] = TACTICS["neon"] = (
-    *_CONVOLUTIONS, WinogradConvolution(), PlainConvolution(*_CONVOLUTIONS),
+    *_CONVOLUTIONS, WinogradConvolution(), PlainConvolution(*_CONVOLUTIONS), IntegerConvolution(),
 
     TiledMatMul(), StrassenMatMul(), PlainMatMul(), IntegerMatMul(),
     BlockedAttention(),

@@ -17,6 +17,7 @@ import numpy as np
 from ingot.graph import Dim
 from ingot.kernels import Kernel, Params, Site, Tactic
 from ingot.kernels.codegen import Code, Int, Value, isa_of
+from ingot.kernels.codegen.dot import Dot
 from ingot.kernels.codegen.tile import Tile
 from ingot.kernels.x86.conv_form import Epilogue, Ints3, pack_channels
 from ingot.kernels.x86.conv_grid import Grid, declines, grid_of, in_rows, is_product, pack_weight, points, vectors_of
@@ -106,8 +107,16 @@ class Phase:
 class Emitter:
     """One kernel function under construction."""
 
-    def __init__(self, code: Code, site: Site, grid: Grid, params: Params, phase: Phase = Phase()) -> None:
+    def __init__(self, code: Code, site: Site, grid: Grid, params: Params, phase: Phase = Phase(),
+                 dot: Dot | None = None, zero: int | None = None) -> None:
+        """With `dot`, the grid speaks of 32-bit words of narrow elements, and `zero` is the operand that holds the
+        input's zero point: what lies outside the input, and what the packed first row of sums is multiplied by."""
         self.site, self.grid, self.f, self.params, self.phase = site, grid, grid.f, params, phase
+        self.dot, self.zero = dot, zero
+        self.word = "i32" if dot else "float"                   # what is moved
+        self.element = dot.element if dot else "float"          # what is summed
+        self.registers = dot.registers if dot else 1            # of weights, per depth step and register of sums
+        self.per_channel = grid.steps * self.registers + (1 if dot else 0)      # packed weights, in 32-bit words
         self.code = code
         self.lanes = code.isa.lanes
         self.count = vectors_of(self.f, self.lanes)
@@ -210,12 +219,17 @@ class Emitter:
             yield whole, code.mask(code.sub(count, whole), lanes)
 
     def _fill(self, target: Value, count: Int) -> None:
+        nothing = self.code.zero(self.word, self.lanes)
+        if self.zero is not None:
+            zero = self.code.convert("zext", self.code.load(self.code.buffer(self.zero), "i8"), "i32")
+            four = self.code.binary("mul", zero, self.code.constant(0x01010101, "i32"))
+            nothing = self.code.splat(four, self.lanes)
         for i, mask in self._vectors_and_rest(count):
-            self.code.store(self.code.zero("float", self.lanes), self.code.offset(target, i), mask)
+            self.code.store(nothing, self.code.offset(target, i), mask)
 
     def _move(self, target: Value, source: Value, count: Int) -> None:
         for i, mask in self._vectors_and_rest(count):
-            value = self.code.load(self.code.offset(source, i), "float", self.lanes, mask)
+            value = self.code.load(self.code.offset(source, i), self.word, self.lanes, mask)
             self.code.store(value, self.code.offset(target, i), mask)
 
     # --- tiles --------------------------------------------------------------------------------------------------
@@ -233,8 +247,8 @@ class Emitter:
             source = code.offset(self.x, f.x.offset(code, n, 0, d, h, w))
         blocks = code.mul(outer, grid.blocks)
         source = code.offset(source, code.mul(blocks, code.dim(self.x_steps[0])))
-        weight = code.mul(outer, grid.steps * self.count * self.lanes)
-        weight = code.add(weight, code.mul(part, grid.steps * self.vectors * self.lanes))
+        weight = code.mul(outer, self.per_channel * self.count * self.lanes)
+        weight = code.add(weight, code.mul(part, self.per_channel * self.vectors * self.lanes))
         stream = code.offset(self.w, weight)
         first = code.add(code.mul(outer, self.count), code.mul(part, self.vectors))     # vector of output channels
         whole, rest = divmod(self.count, self.vectors)
@@ -294,10 +308,11 @@ class Emitter:
         code, f = self.code, self.f
         unit = f.out.block // self.lanes                # vectors per block
         block = code.div(first, unit)
-        tile = Tile(code, rows * columns, vectors)
-        biases = [self.epilogue.bias(code.mul(code.add(first, v), self.lanes)) or code.zero("float", self.lanes)
-                  for v in range(vectors)]
+        tile = Tile(code, rows * columns, vectors, self.element, combine=self.dot.combine if self.dot else None)
+        biases = [self._begin(stream, first, v) for v in range(vectors)]
         tile.fill(lambda p, v: biases[v])
+        if self.dot:
+            stream = code.offset(stream, vectors * self.lanes)
         self._sum(tile, rows, columns, source, stream)
         first_pixel = (code.add(code.mul(i, stride), offset) for i, stride, offset in
               zip((place[1], code.add(place[2], r), column), self.phase.strides, self.phase.offsets, strict=True))
@@ -307,26 +322,38 @@ class Emitter:
         def finish(value: Value, v: int, dr: Int, dc: Int) -> None:
             delta, lane = (v // unit, code.mul(dr, down), code.mul(dc, right)), v % unit * self.lanes
             value = self.epilogue.apply(value, corner, delta, lane)
-            code.store(value, code.offset(corner.pointer(self.y, f.out, delta), lane))
+            code.store(value, code.offset(corner.pointer(self.y, f.out, delta), lane, value.element))
 
         if len(self.site.epilogue) <= _INLINE:
             for p, row in enumerate(tile.values()):
                 for v, value in enumerate(row):
                     finish(value, v, p // columns, p % columns)
             return
-        kept = code.reserve("float", rows * columns * vectors * self.lanes)
+        kept = code.reserve(self.element, rows * columns * vectors * self.lanes)
         tile.store(lambda p, v: code.offset(kept, (p * vectors + v) * self.lanes))
         for v in range(vectors):                        # addresses and channel vectors, before the loop
-            self.epilogue.apply(code.zero("float", self.lanes), corner, (v // unit, 0, 0), v % unit * self.lanes)
+            self.epilogue.apply(code.zero(self.element, self.lanes), corner, (v // unit, 0, 0), v % unit * self.lanes)
         with code.loop(0, rows * columns) as pixel:
             dr, dc = code.div(pixel, columns), code.rem(pixel, columns)
             for v in range(vectors):
                 at = code.offset(kept, code.add(code.mul(pixel, vectors * self.lanes), v * self.lanes))
-                finish(code.load(at, "float", self.lanes), v, dr, dc)
+                finish(code.load(at, self.element, self.lanes), v, dr, dc)
+
+    def _begin(self, stream: Value, first: Int, v: int) -> Value:
+        """What the sums of a vector of channels start at."""
+        code = self.code
+        if self.dot is None:
+            bias = self.epilogue.bias(code.mul(code.add(first, v), self.lanes))
+            return bias or code.zero("float", self.lanes)
+        if self.zero is None:
+            return code.zero(self.element, self.lanes)
+        sums = code.load(code.offset(stream, v * self.lanes), "i32", self.lanes)
+        zero = code.convert("zext", code.load(code.buffer(self.zero), "i8"), "i32")
+        return code.binary("mul", sums, code.splat(zero, self.lanes))
 
     def _sum(self, tile: Tile, rows: int, columns: int, source: Value, stream: Value) -> None:
         code, f, grid = self.code, self.f, self.grid
-        width = tile.vectors * self.lanes
+        width, each = tile.vectors * self.lanes * self.registers, self.lanes * self.registers
         kd_n, kh_n, kw_n = f.kernel
         steps = [code.dim(s) for s in self.x_steps]
         lanes_last = f.depth % grid.block
@@ -335,8 +362,8 @@ class Emitter:
 
         def step(x: Value, w: Value, lane: int, at: int) -> None:
             """One depth step: `lane` elements past x, `at` rows of the packed weights past w."""
-            tile.step(lambda p: code.load(code.offset(x, code.add(pixel[p], lane))),
-                      lambda v: code.load(code.offset(w, at * width + v * self.lanes), "float", self.lanes))
+            tile.step(lambda p: code.load(code.offset(x, code.add(pixel[p], lane)), self.word),
+                      lambda v: code.load(code.offset(w, at * width + v * each), self.word, each))
 
         with (_each(code, grid.blocks) as block, _each(code, kd_n) as kd, _each(code, kh_n) as kh):
             x = code.add(code.mul(block, steps[0]), code.mul(kd, steps[1]))

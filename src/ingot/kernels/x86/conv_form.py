@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ingot.graph import F32, F64, Dim, DType, TensorType
+from ingot.graph import F32, F64, I8, U8, Dim, DType, TensorType
 from ingot.kernels import Operand, Site
 from ingot.kernels.codegen import Code, Int, Value, element_of
 from ingot.kernels.codegen.steps import declines_steps, operands_of, run_steps
@@ -121,18 +121,25 @@ def _three_ints(values: tuple[int, ...]) -> Ints3:
     return a, b, c
 
 
-def form(site: Site) -> Form | str:
-    """The convolution a site is built around, or why it is none that kernels are generated for."""
+def form(site: Site, *, integer: bool = False) -> Form | str:
+    """The convolution a site is built around, or why it is none that kernels are generated for.
+
+    With `integer` it must be a ConvInteger of u8 by i8, else a Conv or ConvTranspose of floats.
+    """
     step = site.step
-    if step.op not in ("Conv", "ConvTranspose"):
-        return f"{step.op} is no convolution"
+    if step.op not in (("ConvInteger",) if integer else ("Conv", "ConvTranspose")):
+        return f"{step.op} is no convolution" + (" of integers" if integer else "")
     if site.main != 0 or len(site.outputs) != 1:
         return "a prologue or several outputs"
     x_index, weight_index, bias_index = (*step.inputs, None)[:3]
+    if integer:
+        bias_index = None
     if x_index is None or weight_index is None or min(x_index, weight_index, bias_index or 0) < 0:
         return "its operands are not the site's"
     x, weight, out = site.inputs[x_index], site.inputs[weight_index], site.outputs[0]
-    if x.type.dtype not in (F32, F64) or out.type.dtype != x.type.dtype or weight.type.dtype != x.type.dtype:
+    if integer and (x.type.dtype, weight.type.dtype) != (U8, I8):
+        return f"elements of type {x.type.dtype} by {weight.type.dtype}"
+    if not integer and (x.type.dtype not in (F32, F64) or {out.type.dtype, weight.type.dtype} != {x.type.dtype}):
         return f"elements of type {x.type.dtype} -> {out.type.dtype}"
     if not 3 <= x.type.rank <= 5:
         return f"{x.type.rank - 2} spatial axes"
