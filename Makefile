@@ -45,8 +45,12 @@ check: $(VENV)/.dev
 test: check
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" scripts/test -n $(WORKERS)
 
-bench: $(VENV)/.dev
-	@$(VENV)/bin/python -m benchmarks.peers
+$(VENV)/.peers: $(VENV)/.dev
+	@$(PIP) -e '.[peers]'
+	@touch $@
+
+bench: $(VENV)/.peers
+	@$(VENV)/bin/python -m benchmarks.peers --memory --out benchmarks/results/here
 
 clean:
 	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache

@@ -1,8 +1,11 @@
-"""Ingot beside eager PyTorch, ONNX Runtime and OpenVINO on the six models, f32, alternating in blocks in one run.
+"""Ingot beside its peers, alternating in blocks in one run: same model, inputs, threads and precision.
 
     python -m benchmarks.peers --out benchmarks/results/NAME
 
-writes NAME.md and NAME.json: medians, ratios, how far the outputs lie apart, and the machine they were measured on.
+Peers: eager PyTorch, torch.compile (weights frozen), ONNX Runtime, OpenVINO (shapes fixed) in f32, and OpenVINO in
+bf16 where the processor has it. Writes NAME.md, NAME.json and NAME.svg: medians, ratios with their 95 % intervals, how
+far the outputs lie apart, peak memory, and the machine. A runtime whose output lies further from PyTorch's than its
+precision explains computes something else: its time is shown, and no ratio counts it.
 """
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ import argparse
 import gc
 import json
 import platform
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -22,11 +27,21 @@ from typing import Any
 import numpy as np
 
 import ingot
+from benchmarks.report import plot, precision_of, table
 from benchmarks.zoo import MODELS, ZOO, Entry
-from ingot.bench import alternate, onnxruntime_peer, openvino_peer, summary, torch_peer
-from ingot.bench.limits import peak_gflops
+from ingot.bench import (
+    Peer,
+    alternate_blocks,
+    onnxruntime_peer,
+    openvino_peer,
+    peak_gflops,
+    ratio_interval,
+    summary,
+    torch_peer,
+)
 
-PEERS = ("torch", "onnxruntime", "openvino")
+PEERS = ("torch", "torch.compile", "onnxruntime", "openvino", "openvino bf16")
+APART = {"f32": 1e-3, "bf16": 0.1}      # of the largest value: more is another result, not rounding
 
 
 def cpu_name() -> str:
@@ -37,18 +52,31 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def _ingot(path: Path, threads: int, batch: int, batches: Iterable[int], budget: float | None, engines: Path
-           ) -> ingot.Session:
-    """A session of an engine tuned at the batch and right on all of them, built once and kept beside the models."""
-    file = engines / f"{path.stem}-{threads}-b{batch}.ingot"
+def engine_file(path: Path, batch: int, arguments: argparse.Namespace) -> Path:
+    """An engine tuned at the batch and right on all of them, built once and kept."""
+    file = Path(arguments.engines) / f"{path.stem}-{arguments.threads}-b{batch}.ingot"
     if not file.exists():
-        entry, most = ZOO[path.stem], max(batches)
-        axes = "x".join(map(str, (f"batch=1..{batch}..{most}", *entry.shape)))
+        entry = ZOO[path.stem]
+        axes = "x".join(map(str, (f"batch=1..{batch}..{max(arguments.batch)}", *entry.shape)))
+        options = ingot.BuildOptions(threads=arguments.threads, budget=arguments.budget)
         start = time.perf_counter()
-        ingot.save(ingot.build(path, dict.fromkeys(entry.inputs, axes),
-                               ingot.BuildOptions(threads=threads, budget=budget), original="onnxruntime"), file)
+        ingot.save(ingot.build(path, dict.fromkeys(entry.inputs, axes), options, original="onnxruntime"), file)
         print(f"  built {file.name} in {time.perf_counter() - start:.1f} s", flush=True)
-    return ingot.Session(ingot.load(file, threads=threads), threads)
+    return file
+
+
+def loaded(runtime: str, entry: Entry, path: Path, batch: int, arguments: argparse.Namespace) -> Peer:
+    """One runtime with the model loaded."""
+    feeds, threads = entry.feeds(batch), arguments.threads
+    if runtime == "ingot":
+        session = ingot.Session(ingot.load(engine_file(path, batch, arguments), threads=threads), threads)
+        out = {k: v.copy() for k, v in session.run(feeds).items()}
+        return Peer("ingot", "", session.run, partial(session.run, out=out), 0.0)
+    if runtime in ("torch", "torch.compile"):
+        return torch_peer(entry.module(), entry.inputs, entry.outputs, threads, compiled=runtime != "torch")
+    if runtime == "onnxruntime":
+        return onnxruntime_peer(str(path), threads)
+    return openvino_peer(str(path), threads, {n: a.shape for n, a in feeds.items()}, precision_of(runtime))
 
 
 def measure(entry: Entry, path: Path, batch: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -56,56 +84,41 @@ def measure(entry: Entry, path: Path, batch: int, arguments: argparse.Namespace)
     feeds = entry.feeds(batch)
     calls: dict[str, Callable[[], object]] = {}
     outputs: dict[str, np.ndarray] = {}
-    kept = []
-    if "ingot" in arguments.runtimes:
-        session = _ingot(path, arguments.threads, batch, arguments.batch, arguments.budget, Path(arguments.engines))
-        outputs["ingot"] = session.run(feeds)[entry.outputs[0]].copy()
-        out = {k: v.copy() for k, v in session.run(feeds).items()}
-        calls["ingot"] = partial(session.run, feeds, out=out)
-        kept.append(session)
-    makers = {
-        "torch": lambda: torch_peer(entry.module(), entry.inputs, entry.outputs, arguments.threads),
-        "onnxruntime": lambda: onnxruntime_peer(str(path), arguments.threads),
-        "openvino": lambda: openvino_peer(str(path), arguments.threads, {n: a.shape for n, a in feeds.items()})}
-    for name in (n for n in PEERS if n in arguments.runtimes):
-        peer = makers[name]()
-        outputs[name] = peer.run(feeds)[entry.outputs[0]]
+    for name in arguments.runtimes:
+        peer = loaded(name, entry, path, batch, arguments)
+        outputs[name] = np.array(peer.run(feeds)[entry.outputs[0]])
         calls[name] = partial(peer.call, feeds)
-        kept.append(peer)
-    seconds = alternate(calls, arguments.seconds)
+    blocks = alternate_blocks(calls, arguments.seconds)
     judge = outputs.get("torch", next(iter(outputs.values())))
     rows = []
-    for name, found in seconds.items():
-        told = summary(name, batch, found)
+    for name, taken in blocks.items():
+        told = summary(name, batch, [s for block in taken for s in block])
         apart = float(np.abs(outputs[name] - judge).max() / np.abs(judge).max())
-        share = 2 * entry.gmac * batch / told.median / arguments.peak
-        rows.append({"model": entry.name, "batch": batch, "runtime": name, "median": told.median, "p90": told.p90,
-                     "p99": told.p99, "least": told.least, "runs": told.runs, "peak_share": share, "apart": apart})
-        print(f"  {name:12} {told.median * 1e3:8.2f} ms  least {told.least * 1e3:8.2f}  {share:5.1%} of the peak  "
-              f"apart {apart:.1e}", flush=True)
+        row: dict[str, Any] = {
+            "model": entry.name, "batch": batch, "runtime": name, "median": told.median, "p90": told.p90,
+            "p99": told.p99, "least": told.least, "runs": told.runs, "apart": apart,
+            "counts": apart <= APART[precision_of(name)],
+            "peak_share": 2 * entry.gmac * batch / told.median / arguments.peak}
+        if name != "ingot" and "ingot" in blocks:
+            row["ratio"], row["ratio_low"], row["ratio_high"] = ratio_interval(taken, blocks["ingot"])
+        if arguments.memory:
+            row["memory"] = memory_of(name, entry, path, batch, arguments)
+        rows.append(row)
+        print(f"  {name:14} {told.median * 1e3:8.2f} ms  least {told.least * 1e3:8.2f}  p99 {told.p99 * 1e3:8.2f}  "
+              + (f"{row['ratio']:.2f}x [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]  " if "ratio" in row else "")
+              + f"{row['peak_share']:5.1%} of the peak  apart {apart:.1e}"
+              + (f"  {row['memory'] / 1e6:.0f} MB" if arguments.memory else ""), flush=True)
     return rows
 
 
-def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-    runtimes = list(dict.fromkeys(r["runtime"] for r in report["rows"]))
-    by = {(r["model"], r["batch"], r["runtime"]): r for r in report["rows"]}
-    ratios = [(f"{peer} / ingot", peer) for peer in runtimes if peer != "ingot"] if "ingot" in runtimes else []
-    head = ["model", "batch", *(f"{r} ms" for r in runtimes), *(title for title, _ in ratios)]
-    lines = [f"Median milliseconds, f32, {report['threads']} threads, {report['cpu']}, {report['date']}.",
-             f"In parentheses: share of the {report['peak_gflops']:.0f} GFLOP/s a loop of multiply-adds alone reaches.",
-             "", "Versions: " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()) + ".", "",
-             "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for model, batch in dict.fromkeys((r["model"], r["batch"]) for r in report["rows"]):
-        cells = [model, str(batch)]
-        for runtime in runtimes:
-            row = by.get((model, batch, runtime))
-            cells.append(f"{row['median'] * 1e3:.2f} ({row['peak_share']:.0%})" if row else "-")
-        for _, peer in ratios:
-            ours, theirs = by.get((model, batch, "ingot")), by.get((model, batch, peer))
-            cells.append(f"{theirs['median'] / ours['median']:.2f}x" if ours and theirs else "-")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def memory_of(runtime: str, entry: Entry, path: Path, batch: int, arguments: argparse.Namespace) -> int:
+    """Peak resident bytes of a fresh process that only loads the model into a runtime and runs it five times."""
+    with tempfile.TemporaryDirectory() as folder:
+        feeds = Path(folder) / "feeds.npz"
+        np.savez(feeds, **entry.feeds(batch))
+        model = engine_file(path, batch, arguments) if runtime == "ingot" else path
+        words = [sys.executable, "-m", "benchmarks.memory", runtime, model, feeds, arguments.threads]
+        return int(subprocess.run([*map(str, words)], capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def main() -> None:
@@ -119,11 +132,14 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=None, help="seconds for tuning each model")
     parser.add_argument("--folder", default=str(Path(tempfile.gettempdir()) / "ingot-zoo"), help="where the models lie")
     parser.add_argument("--engines", default="", help="where engines are kept; default: beside the models")
-    parser.add_argument("--out", default="", help="write OUT.md and OUT.json; rows already in OUT.json stay")
+    parser.add_argument("--memory", action="store_true", help="peak memory of each runtime, in processes of their own")
+    parser.add_argument("--out", default="", help="write OUT.md, .json and .svg; rows already in OUT.json stay")
     arguments = parser.parse_args()
     folder = Path(arguments.folder)
     arguments.engines = arguments.engines or str(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if not _has_bf16():
+        arguments.runtimes = [r for r in arguments.runtimes if precision_of(r) != "bf16"]
     arguments.peak = peak_gflops(arguments.threads)
     print(f"{cpu_name()}, {arguments.threads} threads, peak {arguments.peak:.0f} GFLOP/s", flush=True)
     rows: list[dict[str, Any]] = []
@@ -135,9 +151,10 @@ def main() -> None:
             print(f"{name}, batch {batch}", flush=True)
             rows += measure(ZOO[name], path, batch, arguments)
             gc.collect()
+    packages = dict.fromkeys(r.split(" ")[0].split(".")[0] for r in arguments.runtimes if r != "ingot")
     report = {"cpu": cpu_name(), "threads": arguments.threads, "peak_gflops": arguments.peak,
               "date": datetime.now(UTC).strftime("%Y-%m-%d"), "python": platform.python_version(),
-              "versions": {p: version(p) for p in PEERS if p in arguments.runtimes}, "rows": rows}
+              "versions": {p: version(p) for p in packages}, "rows": rows}
     if arguments.out:
         out = Path(arguments.out)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +163,13 @@ def main() -> None:
         report["rows"] = [r for r in earlier if (r["model"], r["batch"], r["runtime"]) not in measured] + rows
         out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
         out.with_suffix(".md").write_text(table(report))
+        plot(report, out.with_suffix(".svg"))
     print(table(report))
+
+
+def _has_bf16() -> bool:
+    info = Path("/proc/cpuinfo")
+    return info.exists() and ("avx512_bf16" in info.read_text() or "amx_bf16" in info.read_text())
 
 
 if __name__ == "__main__":

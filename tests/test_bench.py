@@ -6,7 +6,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from ingot.bench import alternate, measure, onnxruntime_peer, openvino_peer, peak_memory, summary
+from benchmarks.report import best_ratios, table
+from ingot.bench import alternate, measure, onnxruntime_peer, openvino_peer, peak_memory, ratio_interval, summary
 from ingot.errors import UnsupportedError
 
 
@@ -60,3 +61,31 @@ def test_a_peer_that_is_not_installed_says_how_to_install_it(monkeypatch, doubli
     monkeypatch.setattr("importlib.import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
     with pytest.raises(UnsupportedError, match="pip install onnxruntime"):
         onnxruntime_peer(doubling, 1)
+
+
+def test_the_interval_of_a_ratio_holds_it_and_narrows_with_steadier_blocks():
+    rng = np.random.default_rng(1)
+
+    def blocks(center: float, spread: float) -> list[list[float]]:
+        return [(center * (1 + spread * rng.standard_normal(20))).tolist() for _ in range(12)]
+
+    ratio, low, high = ratio_interval(blocks(2.0, 0.01), blocks(1.0, 0.01))
+    assert low <= ratio <= high
+    assert ratio == pytest.approx(2.0, rel=0.02)
+    _, wide_low, wide_high = ratio_interval(blocks(2.0, 0.3), blocks(1.0, 0.3))
+    assert wide_high - wide_low > 3 * (high - low)
+
+
+def test_what_disturbs_a_whole_turn_does_not_move_the_ratio():
+    ours = [[1.0 + turn % 2] * 5 for turn in range(11)]
+    assert ratio_interval([[3 * s for s in block] for block in ours], ours, draws=200)[0] == 3.0
+
+
+def test_who_computes_something_else_wins_no_row():
+    rows = [{"model": "m", "batch": 1, "runtime": name, "median": t, "peak_share": 0.5, "counts": counts, **(
+        {"ratio": t, "ratio_low": t, "ratio_high": t} if name != "ingot" else {})}
+        for name, t, counts in (("ingot", 1.0, True), ("a", 0.5, False), ("b", 1.5, True), ("c bf16", 0.2, True))]
+    assert best_ratios(rows, "f32") == {("m", 1): ("b", 1.5)}
+    assert best_ratios(rows, "bf16") == {("m", 1): ("c bf16", 0.2)}
+    text = table({"rows": rows, "threads": 2, "cpu": "x", "date": "d", "peak_gflops": 1.0, "versions": {}})
+    assert "†" in text and "least 1.50x" in text

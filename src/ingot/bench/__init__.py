@@ -1,10 +1,18 @@
 """Measuring: latency on this machine, and other runtimes side by side."""
 from ingot.bench.latency import Latency, measure, memory_now, peak_memory, summary
 from ingot.bench.limits import Limits, machine_limits, peak_gflops
-from ingot.bench.peers import Peer, alternate, onnxruntime_peer, openvino_peer, torch_peer
+from ingot.bench.peers import (
+    Peer,
+    alternate,
+    alternate_blocks,
+    onnxruntime_peer,
+    openvino_peer,
+    ratio_interval,
+    torch_peer,
+)
 from ingot.bench.roofline import Spent, spent, trace, work
 
 __all__ = [
-    "Latency", "Limits", "Peer", "Spent", "alternate", "machine_limits", "measure", "memory_now", "onnxruntime_peer",
-    "openvino_peer", "peak_gflops", "peak_memory", "spent", "summary", "torch_peer", "trace", "work",
+    "Latency", "Limits", "Peer", "Spent", "alternate", "alternate_blocks", "machine_limits", "measure", "memory_now", "onnxruntime_peer",
+    "openvino_peer", "peak_gflops", "peak_memory", "ratio_interval", "spent", "summary", "torch_peer", "trace", "work",
 ]
