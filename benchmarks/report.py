@@ -22,9 +22,9 @@ def best_ratios(rows: Sequence[dict[str, Any]], precision: str) -> dict[tuple[st
     found: dict[tuple[str, int], tuple[str, float]] = {}
     for row in rows:
         key = row["model"], row["batch"]
-        if "ratio" in row and row.get("counts", True) and precision_of(row["runtime"]) == precision:
-            if key not in found or row["ratio"] < found[key][1]:
-                found[key] = row["runtime"], row["ratio"]
+        counts = "ratio" in row and row.get("counts", True) and precision_of(row["runtime"]) == precision
+        if counts and (key not in found or row["ratio"] < found[key][1]):
+            found[key] = row["runtime"], row["ratio"]
     return found
 
 
@@ -38,7 +38,7 @@ def table(report: dict[str, Any]) -> str:
     best = best_ratios(rows, "f32")
     head = ["model", "batch", *(f"{r} ms" for r in runtimes), *(f"{r} / ingot" for r in ratios), "best f32 peer",
             *(["peak memory MB, in that order"] if memory else [])]
-    lines = [f"Median milliseconds, {report['threads']} threads, {report['cpu']}, {report['date']}; f32 where not said.",
+    lines = [f"Median milliseconds, {report['threads']} threads, {report['cpu']}, {report['date']}; f32 if not said.",
              f"In parentheses: share of the {report['peak_gflops']:.0f} GFLOP/s a loop of multiply-adds alone reaches.",
              "In brackets: the 95 % interval of the ratio. A dagger: output too far from PyTorch's, not counted.",
              "", "Versions: " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()) + ".", "",
@@ -61,8 +61,8 @@ def table(report: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     if best:
         every = [r for _, r in best.values()]
-        lines += ["", f"Geometric mean over the best f32 peer of each row: {geometric_mean(every):.2f}x; "
-                      f"least {min(every):.2f}x."]
+        mean = f"Geometric mean over the best f32 peer of each row: {geometric_mean(every):.2f}x"
+        lines += ["", f"{mean}; least {min(every):.2f}x."]
     return "\n".join(lines) + "\n"
 
 

@@ -13,6 +13,7 @@ from ingot.bench.peers import (
 from ingot.bench.roofline import Spent, spent, trace, work
 
 __all__ = [
-    "Latency", "Limits", "Peer", "Spent", "alternate", "alternate_blocks", "machine_limits", "measure", "memory_now", "onnxruntime_peer",
-    "openvino_peer", "peak_gflops", "peak_memory", "ratio_interval", "spent", "summary", "torch_peer", "trace", "work",
+    "Latency", "Limits", "Peer", "Spent", "alternate", "alternate_blocks", "machine_limits", "measure", "memory_now",
+    "onnxruntime_peer", "openvino_peer", "peak_gflops", "peak_memory", "ratio_interval", "spent", "summary",
+    "torch_peer", "trace", "work",
 ]

@@ -78,7 +78,8 @@ def openvino_peer(model: str, threads: int, shapes: Mapping[str, Sequence[int]],
         request.infer(dict(feeds))
         return {n: request.get_tensor(o).data.copy() for n, o in zip(names, compiled.outputs, strict=True)}
 
-    return Peer("openvino" + ("" if precision == "f32" else f" {precision}"), version, run, lambda feeds: request.infer(feeds, share_inputs=True), seconds)
+    name = "openvino" + ("" if precision == "f32" else f" {precision}")
+    return Peer(name, version, run, lambda feeds: request.infer(feeds, share_inputs=True), seconds)
 
 
 def torch_peer(module: Callable[..., Any], inputs: Sequence[str], outputs: Sequence[str], threads: int, *,
@@ -91,7 +92,7 @@ def torch_peer(module: Callable[..., Any], inputs: Sequence[str], outputs: Seque
     library, version = _library("torch")
     library.set_num_threads(threads)
     if compiled:
-        importlib.import_module("torch._inductor.config").freezing = True
+        importlib.import_module("torch._inductor.config").freezing = True       # type: ignore[attr-defined]
         module = library.compile(module)
 
     def call(feeds: Feeds) -> Any:
