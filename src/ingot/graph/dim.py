@@ -245,3 +245,45 @@ class Symbol:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.min}..{self.opt}..{self.max}"
+
+
+def rises(dim: Dim) -> bool:
+    """Whether a dimension never falls as its symbols grow: then it is largest where they are."""
+    if isinstance(dim, int):
+        return True
+    return all(factor > 0 or not monomial for monomial, factor in dim.terms) and all(
+        isinstance(atom, str) or (isinstance(atom.denominator, int) and atom.denominator > 0 and rises(atom.numerator)
+                                  and lowest_is_positive(atom.numerator))
+        for monomial, _ in dim.terms for atom in monomial)
+
+
+def lowest_is_positive(dim: Dim) -> bool:
+    """Whether a rising dimension is at least 0 at symbols of 1, so that products with it rise too."""
+    return dim >= 0 if isinstance(dim, int) else dim.evaluate(dict.fromkeys(dim.symbols, 1)) >= 0
+
+
+def interval(dim: Dim, symbols: Mapping[str, Symbol]) -> tuple[int, int]:
+    """Numbers that a dimension is never below and never above in the profile; not always the closest such."""
+    if isinstance(dim, int):
+        return dim, dim
+    low = high = 0
+    for monomial, factor in dim.terms:
+        ends = factor, factor
+        for atom in monomial:
+            a, b = ends
+            c, d = _atom_interval(atom, symbols)
+            products = a * c, a * d, b * c, b * d
+            ends = min(products), max(products)
+        low, high = low + min(ends), high + max(ends)
+    return low, high
+
+
+def _atom_interval(atom: Atom, symbols: Mapping[str, Symbol]) -> tuple[int, int]:
+    if isinstance(atom, str):
+        return symbols[atom].min, symbols[atom].max
+    a, b = interval(atom.numerator, symbols)
+    c, d = interval(atom.denominator, symbols)
+    if c <= 0 <= d:         # the divisor may be 1 or -1, and nothing is known
+        return -max(abs(a), abs(b)), max(abs(a), abs(b))
+    quotients = a // c, a // d, b // c, b // d
+    return min(quotients), max(quotients)

@@ -88,7 +88,13 @@ def evaluate(node: Node, arrays: Sequence[np.ndarray | None], bindings: Bindings
     feeds = {f"i{k}": a for k, a in enumerate(operands) if a is not None}
     with np.errstate(all="ignore"):
         results = iter(_built(node, operands).run(None, feeds))
-    return [np.asarray(next(results)) if o else np.empty(0) for o in node.outputs]
+    found = [np.asarray(next(results)) if o else np.empty(0) for o in node.outputs]
+    if node.op in _OF_ITS_INPUT and operands[0] is not None:        # numpy sums narrow integers in wide ones
+        found = [m.astype(operands[0].dtype, copy=False) for m in found]
+    return found
+
+
+_OF_ITS_INPUT = frozenset({"ReduceL1", "ReduceProd", "ReduceSum", "ReduceSumSquare", "CumSum"})
 
 
 def _with_whole_mask(operands: list[np.ndarray | None]) -> list[np.ndarray | None]:

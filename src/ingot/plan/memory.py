@@ -1,17 +1,22 @@
 """Program and the memory its kernels ask for -> one arena, with an offset for every value by its lifetime."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+import numpy as np
+
 from ingot.errors import InternalError
 from ingot.graph import Dim, Symbol, TensorType, evaluate
+from ingot.graph.dim import interval, rises
 from ingot.lower import Launch, Program
 from ingot.ops import OPS
 from ingot.plan.placement import Block, largest_live, place
 
 ALIGN = 64
+_MOST_POINTS = 1 << 14                          # sets of sizes that are tried one by one
 Demand = tuple[Dim, Dim]                        # bytes of workspace, and of scratch per thread, of one launch
 InPlace = Callable[[Launch], Sequence[int]]     # the reads a launch may write its (only) result over
 
@@ -43,10 +48,25 @@ class MemoryPlan:
 
 
 def largest(dim: Dim, symbols: Mapping[str, Symbol]) -> int:
-    """The value of a dimension at the largest sizes (its largest at the corners min, opt, max of the profile)."""
+    """The largest value of a dimension on the whole profile, or a bound of it where that has too many points."""
     if isinstance(dim, int):
         return dim
-    return max(evaluate(dim, corner) for corner in corners(symbols))
+    if rises(dim):
+        return dim.evaluate(_top(symbols))
+    points = _points(dim.symbols, symbols)
+    return int(np.max(dim.evaluate(points))) if points is not None else interval(dim, symbols)[1]  # type: ignore[arg-type]
+
+
+def _top(symbols: Mapping[str, Symbol]) -> dict[str, int]:
+    return {k: s.max for k, s in symbols.items()}
+
+
+def _points(names: frozenset[str], symbols: Mapping[str, Symbol]) -> dict[str, np.ndarray] | None:
+    """Every set of sizes of these symbols; None where there are too many."""
+    ranges = [np.arange(symbols[n].min, symbols[n].max + 1) for n in sorted(names)]
+    if math.prod(len(r) for r in ranges) > _MOST_POINTS:
+        return None
+    return dict(zip(sorted(names), (m.ravel() for m in np.meshgrid(*ranges, indexing="ij")), strict=True))
 
 
 def bytes_at(type_: TensorType, sizes: Mapping[str, int]) -> int:
@@ -132,8 +152,14 @@ def plan_memory(program: Program, demands: Sequence[Demand], threads: int = 1,
 
 
 def largest_bytes(type_: TensorType, symbols: Mapping[str, Symbol]) -> int:
-    """Bytes of a value at the largest sizes."""
-    return max(bytes_at(type_, corner) for corner in corners(symbols))
+    """The most bytes a value takes on the whole profile, or a bound of them where that has too many points."""
+    if all(map(rises, type_.shape)):
+        return bytes_at(type_, _top(symbols))
+    points = _points(type_.symbols, symbols)
+    if points is not None:
+        return int(np.max(bytes_at(type_, points)))     # type: ignore[arg-type]
+    bounds = [max(0, largest(d, symbols)) for d in type_.shape]
+    return bytes_at(TensorType(type_.dtype, tuple(bounds), type_.layout), {})
 
 
 def _reused(program: Program, sizes: Mapping[str, int], last: Mapping[str, int], in_place: InPlace) -> dict[str, str]:

@@ -12,7 +12,7 @@ from ingot.graph import F32, F64
 from ingot.kernels.codegen import Code, Int, Value, Variable, element_of, isa_of, math
 from ingot.kernels.codegen.expression import maximum
 from ingot.kernels.codegen.steps import declines_steps, run_steps
-from ingot.kernels.tactic import Kernel, Params, Site, Tactic
+from ingot.kernels.tactic import Kernel, Operand, Params, Site, Tactic
 from ingot.kernels.x86.nest import Side, View, advance, load_lanes
 from ingot.kernels.x86.pointwise import broadcast_view
 from ingot.ops import OPS, pooling_window
@@ -24,6 +24,12 @@ _TOGETHER = 4       # results made at once where no tap can be outside
 
 def _attrs(site: Site) -> dict[str, object]:
     return {**OPS[site.op].attrs, **site.attrs}
+
+
+def _beside(site: Site) -> list[tuple[int, Operand]]:
+    """What the steps after the pooling read beside its result; that may be what it was made of, too."""
+    read = {i for s in site.epilogue for i in s.inputs}
+    return [(i, o) for i, o in enumerate(site.inputs) if i or i in read]
 
 
 class Pooling(Tactic):
@@ -49,7 +55,7 @@ class Pooling(Tactic):
             return why
         if any(s.types[0].shape != site.output.shape for s in site.epilogue):
             return "a step has another shape than the result"
-        for operand in site.inputs[1:]:
+        for _, operand in _beside(site):
             view = broadcast_view(operand, site.output)
             if isinstance(view, str):
                 return view
@@ -80,7 +86,7 @@ class _Pooling:
         self.x = Side(code.buffer(0), self.element, View(site.inputs[0].steps))
         self.out = Side(code.buffer(len(site.inputs)), element_of(site.output.dtype), View(site.outputs[0].steps))
         self.others: dict[int, Side] = {}
-        for i, operand in enumerate(site.inputs[1:], 1):
+        for i, operand in _beside(site):
             view = broadcast_view(operand, site.output)
             if isinstance(view, View):
                 self.others[i] = Side(code.buffer(i), element_of(operand.type.dtype), view)

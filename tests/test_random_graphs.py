@@ -1,0 +1,117 @@
+"""Random graphs through the whole compiler: a slice of them, and those that were once wrong."""
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import benchmarks.random_graphs as runner
+from benchmarks.graph_maker import SYMBOLS, Known, Made, made
+from benchmarks.random_graphs import Maker, difference, supervise, tried
+from ingot.graph import Graph, parse, show
+from ingot.ops import infer
+from ingot.runtime.host import host_target
+
+pytestmark = [pytest.mark.cpu, pytest.mark.filterwarnings("ignore")]
+
+# What the search has found: each as it was when it was wrong, and why it was.
+FOUND: Mapping[str, str] = {
+    "a slice that is longest at sizes between the corners of the profile": """
+        symbol N: 1..2..5
+        symbol M: 1..3..4
+        input x0: i64[N,M,4]
+        const c: i64[] = -4
+        const d: i64[] = -1
+        a = Clip(x0, c, d)
+        b = Slice(a) {'axes': (1,), 'ends': (2,), 'starts': (-1,), 'steps': (2,)}
+        return b
+    """,
+    "a pooling whose input is read again by a step fused with it": """
+        symbol N: 1..2..5
+        symbol M: 1..3..4
+        input x0: f32[1,4,6,6]
+        a = AveragePool(x0) {'kernel_shape': (3, 3), 'pads': (1, 1, 1, 1), 'strides': (1, 1)}
+        b = Max(x0, a)
+        return b
+    """,
+    "the reference sums squares of narrow integers in wide ones": """
+        symbol N: 1..2..5
+        symbol M: 1..3..4
+        input x0: i32[2,1,3]
+        a = ReduceSumSquare(x0) {'axes': (1,)}
+        b = Add(a, x0)
+        return b
+    """,
+}
+
+
+@pytest.fixture(scope="module", params=["", "avx2"])
+def maker(request: pytest.FixtureRequest) -> Maker:
+    return Maker(host_target(2, request.param))
+
+
+@settings(max_examples=120, deadline=None, database=None,
+          suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(number=st.integers(0, 1 << 40))
+def test_a_random_graph_gives_what_the_reference_gives(maker: Maker, number: int) -> None:
+    assert not tried(made(number), maker, number)
+
+
+def known_of(graph: Graph) -> Made:
+    """A graph from its text, its inputs small whole numbers."""
+    return Made(graph, {v: Known(-3, 3, 0) for v in graph.inputs},
+                {v: Known(-1e9, 1e9, None) for v in graph.outputs})
+
+
+def every_size(graph: Graph) -> Iterator[dict[str, int]]:
+    for n in range(1, 6):
+        for m in range(1, 5):
+            yield {"N": n, "M": m}
+
+
+@pytest.mark.parametrize("what", FOUND)
+def test_what_was_once_wrong_is_right_at_every_size(maker: Maker, what: str) -> None:
+    case = known_of(parse(FOUND[what], infer))
+    session = maker.session(case.graph)
+    for number, sizes in enumerate(every_size(case.graph)):
+        used = {k: v for k, v in sizes.items() if any(k in case.graph.types[i].symbols for i in case.graph.inputs)}
+        feeds = case.feeds(sizes, number)
+        opt = {s.name: s.opt for s in SYMBOLS}
+        assert not difference(case, feeds, {**opt, **used}, session.run(feeds))
+
+
+def test_a_planted_error_is_found(maker: Maker) -> None:
+    case = made(7)
+    feeds = case.feeds({"N": 2, "M": 3}, 7)
+    found = maker.session(case.graph).run(feeds)
+    assert not difference(case, feeds, {"N": 2, "M": 3}, found)
+    name = next(iter(found))
+    wrong = np.array(found[name])
+    wrong.flat[-1] = wrong.flat[-1] == 0 if wrong.dtype == bool else wrong.flat[-1] * 2 + 1
+    assert "'" + name + "'" in difference(case, feeds, {"N": 2, "M": 3}, {**found, name: wrong})
+
+
+def test_a_crash_of_a_worker_is_a_failure_and_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(case: Made, maker: Maker, number: int) -> str:
+        if number == 2:
+            os._exit(9)
+        return ""
+
+    monkeypatch.setattr(runner, "tried", dies)
+    graphs, ops, failures = supervise(0, 5, 60.0, 1, tmp_path)
+    assert graphs == 5
+    assert len(failures) == 1
+    assert "ended with 9" in failures[0]
+    assert ops
+
+
+def test_graphs_are_the_same_every_time_and_differ() -> None:
+    assert show(made(3).graph) == show(made(3).graph)
+    assert len({show(made(n).graph) for n in range(60)}) > 50
