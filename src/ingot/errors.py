@@ -7,6 +7,7 @@
       EngineError       an engine file is damaged, foreign, or of another version
       VerifyError       the engine's numbers differ from the original's beyond the tolerance
       CandidateError    one kernel candidate cannot be built or launched (the tuner tries the next)
+      ServeError        a request to a server cannot be answered; `kind` says in which way
       InternalError     Ingot broke its own rules: please report it
 """
 
@@ -45,6 +46,15 @@ class VerifyError(IngotError):
 
 class CandidateError(IngotError):
     """One kernel candidate cannot be built or launched; the tuner tries the next."""
+
+
+class ServeError(IngotError):
+    """A request to a server cannot be answered. `kind` is one of the keys of `ingot.serve.status.CODES`."""
+
+    def __init__(self, what: str, *, kind: str = "invalid", where: str = "", why: tuple[str, ...] = (),
+                 mend: str = "") -> None:
+        self.kind = kind
+        super().__init__(what, where=where, why=why, mend=mend)
 
 
 class InternalError(IngotError):

@@ -1,0 +1,159 @@
+"""The server's side of one worker process: starts it, hands it batches, notices its death, starts it anew."""
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from ingot.serve.batch import Batch
+from ingot.serve.shared import Shared
+
+_LOG = logging.getLogger("ingot.serve")
+MESSAGE = 1 << 20
+LIVED = 2.0             # seconds after which a death is no longer taken for a failed start
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
+
+
+@dataclass
+class Running:
+    """A batch that a worker has."""
+
+    batch: Batch
+    sent: float
+    limit: float            # seconds after which the worker counts as hung
+
+
+class Instance:
+    """One worker process of a model version.
+
+    `loaded(reply)` is called with its first message, `done(instance, running, reply)` with each result, and
+    `lost(instance, running or None, why)` when it died; then it starts again by itself until `stop`.
+    """
+
+    def __init__(self, name: str, told: Mapping[str, Any], loaded: Callable[[Instance, Mapping[str, Any]], None],
+                 done: Callable[[Instance, Running, Mapping[str, Any]], None],
+                 lost: Callable[[Instance, Running | None, str], None]) -> None:
+        self.name, self._told = name, told
+        self._loaded, self._done, self._lost = loaded, done, lost
+        self._loop = asyncio.get_running_loop()
+        self.memory = Shared()
+        self.running: Running | None = None
+        self.ready = False
+        self.refused = ""               # why it cannot be loaded at all
+        self.starts = 0
+        self._stopped = False
+        self._failures = 0
+        self._began = 0.0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._buffer = bytearray(MESSAGE)
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id; 0 while there is none."""
+        return self._process.pid if self._process else 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether a batch may be handed to it."""
+        return self.ready and self.running is None
+
+    def start(self) -> None:
+        """Start the process."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE)
+        ours.setblocking(False)
+        command = [sys.executable, "-m", "ingot.serve.worker", str(theirs.fileno()), str(self.memory.descriptor)]
+        self._began = time.perf_counter()
+        self.starts += 1
+        self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(), self.memory.descriptor),
+                                         stdin=subprocess.DEVNULL)
+        theirs.close()
+        self._socket = ours
+        ours.send(orjson.dumps(self._told))
+        self._loop.add_reader(ours.fileno(), self._readable)
+
+    def run(self, batch: Batch, message: Mapping[str, Any], limit: float) -> None:
+        """Hand over a batch whose inputs lie in the shared memory."""
+        self.running = Running(batch, time.perf_counter(), limit)
+        try:
+            self._socket.send(orjson.dumps(message))        # type: ignore[union-attr]
+        except OSError as error:
+            # the reader sees the end of the socket as well; the batch is lost there
+            _LOG.warning("worker took no batch", extra={"instance": self.name, "why": str(error)})
+
+    def check(self, now: float) -> None:
+        """Kill the worker if its batch has run for longer than it may; its end is noticed as any other."""
+        if self.running and now - self.running.sent > self.running.limit and self._process:
+            _LOG.error("worker hangs", extra={"instance": self.name, "seconds": now - self.running.sent})
+            self._process.kill()
+
+    def _readable(self) -> None:
+        try:
+            count = self._socket.recv_into(self._buffer)        # type: ignore[union-attr]
+        except BlockingIOError:
+            return
+        except OSError:
+            count = 0
+        if not count:
+            self._died()
+            return
+        reply = orjson.loads(memoryview(self._buffer)[:count])
+        if self.ready:
+            running, self.running = self.running, None
+            if running:
+                if size := reply.get("size", 0):
+                    self.memory.upto(size, grow=False)
+                self._done(self, running, reply)
+        elif "refused" in reply:
+            self.refused = reply["refused"]
+        else:
+            self.ready, self.refused = True, ""
+            _LOG.info("worker ready", extra={"instance": self.name, "pid": self.pid,
+                                             "seconds": time.perf_counter() - self._began})
+            self._loaded(self, reply)
+
+    def _died(self) -> None:
+        code = self._end()
+        running, self.running = self.running, None
+        lived = time.perf_counter() - self._began
+        was_ready, self.ready = self.ready, False
+        if self._stopped:
+            return
+        self._failures = 0 if was_ready and lived > LIVED else self._failures + 1
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failures - 1)) if self._failures else 0.0
+        why = self.refused or f"its process ended with {code}"
+        _LOG.error("worker lost", extra={"instance": self.name, "why": why, "again_in": pause})
+        self._lost(self, running, why)
+        self._timer = self._loop.call_later(pause, self.start)
+
+    def _end(self) -> int:
+        """Leave nothing of the process; gives its exit code."""
+        if self._socket:
+            self._loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+        if self._process is None:
+            return 0
+        self._process.kill()
+        code = self._process.wait()
+        self._process = None
+        return code
+
+    def stop(self) -> None:
+        """End the process for good."""
+        self._stopped, self.ready = True, False
+        if self._timer:
+            self._timer.cancel()
+        self._end()
+        self.memory.close()

@@ -1,0 +1,251 @@
+"""The Open Inference Protocol over gRPC."""
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+
+from ingot.errors import ServeError
+from ingot.serve.datatype import NUMPY, Data, packed_strings
+from ingot.serve.infer import selected, urgency
+from ingot.serve.protocol import MESSAGES, METHODS, SERVICE
+from ingot.serve.status import CODES
+from ingot.serve.tensor import Answer, Request, Tensor, element_count
+
+if TYPE_CHECKING:
+    from ingot.serve.server import Server
+
+Reply = Any
+_FIELDS = {"BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
+           "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
+           "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents"}
+_CODES = {kind: grpc.StatusCode[name] for kind, (_, name) in CODES.items()}
+ModelInferResponse = MESSAGES["ModelInferResponse"]
+
+
+def _value(parameter: Any) -> Any:
+    chosen = parameter.WhichOneof("parameter_choice")
+    return getattr(parameter, chosen) if chosen else None
+
+
+def _values(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _value(parameter) for name, parameter in parameters.items()} if parameters else {}
+
+
+def _contents(tensor: Any, datatype: str, count: int) -> bytes:
+    """The typed contents of a tensor as bytes. Raises ServeError."""
+    field = _FIELDS.get(datatype)
+    values = getattr(tensor.contents, field) if field else ()
+    if len(values) != count:
+        raise ServeError(f"'{tensor.name:.80}' has {len(values)} elements in {field or 'raw contents'}, "
+                         f"its shape has {count}", where=f"tensor '{tensor.name:.80}'",
+                         mend="send its elements as its datatype says, or all tensors as raw contents")
+    if datatype == "BYTES":
+        return packed_strings(values)
+    try:
+        return np.array(values, NUMPY[datatype]).tobytes()
+    except OverflowError as error:
+        raise ServeError(f"the contents of '{tensor.name:.80}' do not fit {datatype}", why=(str(error),),
+                         mend="send values the datatype can hold") from None
+
+
+class Service:
+    """Every method of the service, over one server."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def handlers(self) -> dict[str, Any]:
+        """gRPC's handlers by method name."""
+        made: dict[str, Any] = {}
+        for name, (taken, given, stream) in METHODS.items():
+            call = getattr(self, _snake(name))
+            kind = grpc.stream_stream_rpc_method_handler if stream else grpc.unary_unary_rpc_method_handler
+            made[name] = kind(call if stream else self._guarded(call), request_deserializer=MESSAGES[taken].FromString,
+                              response_serializer=MESSAGES[given].SerializeToString)
+        return made
+
+    def _guarded(self, call: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+        """The method behind the token's check; what it refuses becomes a gRPC status."""
+        admit = self._server.admit_rpc
+
+        async def guarded(message: Any, context: Any) -> Any:
+            try:
+                admit(context)
+                return await call(message)
+            except ServeError as error:
+                await context.abort(_CODES[error.kind], str(error)[:4000])
+        return guarded
+
+    # --- inference ----------------------------------------------------------------------------------------------
+
+    def _request(self, message: Any) -> Request:
+        begin = time.perf_counter()
+        limit = self._server.options.max_elements
+        raw = message.raw_input_contents
+        inputs: list[Tensor] = []
+        index = 0
+        for item in message.inputs:
+            name, datatype, shape = item.name, item.datatype, tuple(item.shape)
+            if datatype not in NUMPY:
+                raise ServeError(f"'{name:.80}' has the datatype {datatype!r:.40}", where=f"tensor '{name:.80}'",
+                                 mend=f"one of: {', '.join(NUMPY)}")
+            count = element_count(shape, name, limit)
+            more = _values(item.parameters)
+            data: Data
+            if "shared_memory_region" in more:
+                data = self._server.regions.read(more["shared_memory_region"], more.get("shared_memory_byte_size"),
+                                                 more.get("shared_memory_offset", 0))
+            elif raw:
+                if index >= len(raw):
+                    raise ServeError(f"there are {len(raw)} raw contents for more tensors",
+                                     mend="send raw contents for every tensor, or for none")
+                data = raw[index]
+                index += 1
+            else:
+                data = _contents(item, datatype, count)
+            inputs.append(Tensor(name, datatype, shape, data))
+        if index != len(raw):
+            raise ServeError(f"{len(raw) - index} raw contents belong to no tensor",
+                             mend="send raw contents for every tensor, or for none")
+        if not inputs:
+            raise ServeError("there are no inputs", where="inputs", mend="send the tensors its metadata names")
+        wanted = tuple(o.name for o in message.outputs) or None
+        forms = {o.name: _values(o.parameters) for o in message.outputs if o.parameters}
+        if any("classification" in form for form in forms.values()):
+            raise ServeError("classification of outputs is not served", kind="unsupported",
+                             mend="take the scores and sort them")
+        request = Request(message.id, inputs, wanted, *urgency(_values(message.parameters)), forms)
+        request.arrived, request.decode = begin, time.perf_counter() - begin
+        return request
+
+    def _reply(self, answer: Answer, request: Request) -> Reply:
+        begin = time.perf_counter()
+        made = ModelInferResponse(model_name=answer.model, model_version=answer.version, id=request.id)
+        forms = request.parameters or {}
+        raw = made.raw_output_contents
+        for tensor in selected(answer, request.wanted):
+            out = made.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+            form = forms.get(tensor.name)
+            if form and "shared_memory_region" in form:
+                self._server.regions.write(form["shared_memory_region"], form.get("shared_memory_byte_size"),
+                                           form.get("shared_memory_offset", 0), tensor.data)
+                out.parameters["shared_memory_region"].string_param = form["shared_memory_region"]
+                out.parameters["shared_memory_byte_size"].int64_param = len(tensor.data)
+                if offset := form.get("shared_memory_offset", 0):
+                    out.parameters["shared_memory_offset"].int64_param = offset
+            else:
+                raw.append(tensor.data)
+        self._server.answered(answer, request, time.perf_counter() - begin)
+        return made
+
+    async def model_infer(self, message: Any) -> Reply:
+        """One inference."""
+        request = self._request(message)
+        answer = await self._server.submit(message.model_name, message.model_version, request)
+        return self._reply(answer, request)
+
+    async def model_stream_infer(self, messages: AsyncIterator[Any], context: Any) -> AsyncIterator[Reply]:
+        """Inferences of one stream, answered in order; an error is told in its place, and the stream goes on."""
+        made = MESSAGES["ModelStreamInferResponse"]
+        waiting: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(256)
+
+        async def read() -> None:
+            try:
+                async for message in messages:
+                    await waiting.put(asyncio.ensure_future(self.model_infer(message)))
+            finally:
+                await waiting.put(None)
+
+        try:
+            self._server.admit_rpc(context)
+        except ServeError as error:
+            await context.abort(_CODES[error.kind], str(error)[:4000])
+        reader = asyncio.ensure_future(read())
+        try:
+            while (task := await waiting.get()) is not None:
+                try:
+                    yield made(infer_response=await task)
+                except ServeError as error:
+                    yield made(error_message=str(error)[:4000])
+        finally:
+            reader.cancel()
+
+    # --- health, metadata, statistics ---------------------------------------------------------------------------
+
+    async def server_live(self, message: Any) -> Reply:
+        """Whether the process answers."""
+        return MESSAGES["ServerLiveResponse"](live=True)
+
+    async def server_ready(self, message: Any) -> Reply:
+        """Whether every loaded model would answer."""
+        return MESSAGES["ServerReadyResponse"](ready=self._server.ready)
+
+    async def model_ready(self, message: Any) -> Reply:
+        """Whether the model would answer."""
+        return MESSAGES["ModelReadyResponse"](ready=self._server.repository.get(message.name, message.version).ready)
+
+    async def server_metadata(self, message: Any) -> Reply:
+        """The server's name, version and extensions."""
+        return MESSAGES["ServerMetadataResponse"](**self._server.metadata())
+
+    async def model_metadata(self, message: Any) -> Reply:
+        """The model's inputs and outputs."""
+        return MESSAGES["ModelMetadataResponse"](**self._server.model_metadata(message.name, message.version))
+
+    async def model_config(self, message: Any) -> Reply:
+        """The few facts of Triton's model configuration that have a meaning here."""
+        return MESSAGES["ModelConfigResponse"](config=self._server.model_config(message.name, message.version))
+
+    async def model_statistics(self, message: Any) -> Reply:
+        """What each model has done."""
+        return MESSAGES["ModelStatisticsResponse"](model_stats=self._server.statistics(message.name, message.version))
+
+    # --- control ------------------------------------------------------------------------------------------------
+
+    async def repository_index(self, message: Any) -> Reply:
+        """The models of the repository."""
+        return MESSAGES["RepositoryIndexResponse"](models=self._server.repository.index(message.ready))
+
+    async def repository_model_load(self, message: Any) -> Reply:
+        """Load a model."""
+        self._server.admit_control()
+        await self._server.repository.load(message.model_name)
+        return MESSAGES["RepositoryModelLoadResponse"]()
+
+    async def repository_model_unload(self, message: Any) -> Reply:
+        """Unload a model."""
+        self._server.admit_control()
+        await self._server.repository.unload(message.model_name)
+        return MESSAGES["RepositoryModelUnloadResponse"]()
+
+    async def system_shared_memory_status(self, message: Any) -> Reply:
+        """The registered regions."""
+        made = MESSAGES["SystemSharedMemoryStatusResponse"]()
+        for region in self._server.regions.status(message.name):
+            made.regions[region.name].MergeFrom(type(made.regions[region.name])(
+                name=region.name, key=region.key, offset=region.offset, byte_size=region.nbytes))
+        return made
+
+    async def system_shared_memory_register(self, message: Any) -> Reply:
+        """Register a region."""
+        self._server.regions.register(message.name, message.key, message.offset, message.byte_size)
+        return MESSAGES["SystemSharedMemoryRegisterResponse"]()
+
+    async def system_shared_memory_unregister(self, message: Any) -> Reply:
+        """Unregister a region, or all."""
+        self._server.regions.unregister(message.name)
+        return MESSAGES["SystemSharedMemoryUnregisterResponse"]()
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+
+
+def service_of(server: Server) -> Any:
+    """The service as gRPC takes it."""
+    return grpc.method_handlers_generic_handler(SERVICE, Service(server).handlers())
