@@ -13,7 +13,8 @@ REPOSITORY = Path(__file__).parents[1]
 ROOT = REPOSITORY / "src" / "ingot"
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = ["errors", "env", "target", "graph", "ops", "frontend", "passes", "quantize", "kernels", "lower",
-         "tune", "plan", "engine", "runtime", "verify", "bench", "report", "compiler", "backend", "serve", "cli", "__main__"]
+         "tune", "plan", "engine", "runtime", "verify", "bench", "report", "compiler", "backend", "serve", "cli",
+         "__main__"]
 LINES = 650
 # Where an import may stand inside a function: an optional, heavy library is loaded only when asked for.
 DISPATCH = {"frontend/__init__.py", "kernels/cuda/base.py", "frontend/torch/__init__.py"}
