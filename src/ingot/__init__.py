@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from ingot.compiler.build import build, load, save
     from ingot.engine import Engine
     from ingot.graph import Symbol
+    from ingot.runtime.group import SessionGroup
     from ingot.runtime.session import Session
 
-_WHERE = {"Engine": "ingot.engine", "Session": "ingot.runtime.session", "Symbol": "ingot.graph",
+_WHERE = {"Engine": "ingot.engine", "Session": "ingot.runtime.session",
+          "SessionGroup": "ingot.runtime.group", "Symbol": "ingot.graph",
           "build": "ingot.compiler.build", "load": "ingot.compiler.build", "save": "ingot.compiler.build"}
 
-__all__ = ["BuildOptions", "Engine", "IngotError", "Session", "Symbol", "Target", "build", "load", "save"]
+__all__ = ["BuildOptions", "Engine", "IngotError", "Session", "SessionGroup", "Symbol", "Target", "build", "load",
+           "save"]
 
 
 def __getattr__(name: str) -> object:

@@ -11,9 +11,10 @@ from ingot.bench.peers import (
     torch_peer,
 )
 from ingot.bench.roofline import Spent, spent, trace, work
+from ingot.bench.throughput import Arrangement, arrangements, measure_arrangements
 
 __all__ = [
-    "Latency", "Limits", "Peer", "Spent", "alternate", "alternate_blocks", "machine_limits", "measure", "memory_now",
-    "onnxruntime_peer", "openvino_peer", "peak_gflops", "peak_memory", "ratio_interval", "spent", "summary",
-    "torch_peer", "trace", "work",
+    "Arrangement", "Latency", "Limits", "Peer", "Spent", "alternate", "alternate_blocks", "arrangements",
+    "machine_limits", "measure", "measure_arrangements", "memory_now", "onnxruntime_peer", "openvino_peer",
+    "peak_gflops", "peak_memory", "ratio_interval", "spent", "summary", "torch_peer", "trace", "work",
 ]

@@ -30,6 +30,7 @@ from ingot.bench import (
     alternate,
     machine_limits,
     measure,
+    measure_arrangements,
     onnxruntime_peer,
     openvino_peer,
     peak_memory,
@@ -59,6 +60,7 @@ from ingot.report import (
     roofline_table,
     slow_table,
     summary_lines,
+    throughput_table,
     why_table,
 )
 from ingot.runtime.host import host_target
@@ -237,6 +239,8 @@ def bench(
     profile: Annotated[bool, typer.Option("--profile", help="show where the time of one run goes")] = False,
     roofline: Annotated[bool, typer.Option(
         "--roofline", help="the same with operations, bytes, and what bounds each kernel on this machine")] = False,
+    throughput: Annotated[bool, typer.Option(
+        "--throughput/--latency", help="also measure runs side by side, for the most items per second")] = False,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
@@ -262,6 +266,7 @@ def bench(
         raise InputError(f"no peer is called {unknown[0]}", where="--against",
                          mend="known: torch, onnxruntime, openvino")
     found: list[Latency] = []
+    side_by_side: list[Table] = []
     left_out: list[str] = []
     apart: dict[str, float] = {}
     for size in batch_sizes(batch):
@@ -273,6 +278,9 @@ def bench(
         calls, outputs = _calls(session, feeds, peers, model, module)
         taken = alternate(calls, seconds) if peers else {"ingot": measure(calls["ingot"], seconds)}
         found += [summary(name, size, taken[name]) for name in calls]
+        if throughput:
+            side_by_side.append(throughput_table(
+                measure_arrangements(engine, feeds, session.threads, seconds), size))
         apart |= {f"{name} at batch {size}": _apart(outputs["ingot"], outputs[name]) for name in peers}
     table = latency_table(found)
     lines = [*(f"not measured: {t}" for t in left_out),
@@ -280,7 +288,7 @@ def bench(
              *([f"build {built:.2f} s"] if built else []),
              f"load {loaded * 1e3:.1f} ms, arena {nbytes_text(session.plan.arena)}, {session.threads} threads",
              f"peak memory of this process {nbytes_text(peak_memory())}"]
-    parts = [table, "\n".join(lines)]
+    parts = [table, *side_by_side, "\n".join(lines)]
     tuned = {s.name: s.opt for s in engine.graph.symbols.values()}
     feeds = random_feeds(engine.graph, tuned, 0)
     if profile:
@@ -290,7 +298,8 @@ def bench(
     parts += [limits] if limits else []
     tell({"latency": table.to_json(), "not_measured": left_out, "apart": apart, "build_seconds": built or None,
             "load_seconds": loaded, "arena": session.plan.arena, "threads": session.threads,
-            "peak_memory": peak_memory(), **({"roofline": limits.to_json()} if limits else {})} if as_json else None,
+            "peak_memory": peak_memory(), **({"roofline": limits.to_json()} if limits else {}),
+          "throughput": [row for t in side_by_side for row in t.to_json()]} if as_json else None,
          *parts)
 
 

@@ -8,6 +8,7 @@ from ingot.report.engine import (
     roofline_table,
     slow_table,
     summary_lines,
+    throughput_table,
     why_table,
 )
 from ingot.report.progress import ProgressBar
@@ -15,5 +16,5 @@ from ingot.report.table import Cell, Table, nbytes_text
 
 __all__ = [
     "Cell", "ProgressBar", "Table", "latency_table", "memory_table", "nbytes_text", "passes_table", "profile_table",
-    "race_table", "roofline_table", "slow_table", "summary_lines", "why_table",
+    "race_table", "roofline_table", "slow_table", "summary_lines", "throughput_table", "why_table",
 ]

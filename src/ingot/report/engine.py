@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from ingot.bench import Latency, Limits, Spent
+from ingot.bench import Arrangement, Latency, Limits, Spent
 from ingot.engine import Engine, Variant
 from ingot.graph import Graph, Node
 from ingot.lower import Launch
@@ -138,6 +138,15 @@ def roofline_table(variant: Variant, found: Sequence[Spent], limits: Limits) -> 
                  f"{total * 1e6:,.0f} us in {len(rows)} kernels; the limits allow {needed * 1e6:,.0f} us "
                  f"({needed / total:.0%}) for these operations as they are defined; {limits}. Beyond 100 %: fewer "
                  "operations than the definition (Winograd, Strassen), or data that stayed in a nearer cache")
+
+
+def throughput_table(found: Sequence[Arrangement], batch: int) -> Table:
+    """Items per second of each arrangement of the threads, the best one named."""
+    best = max(found, key=lambda a: a.runs_per_second)
+    rows = tuple((batch, a.instances, a.threads, a.runs_per_second * batch, a.seconds * 1e3) for a in found)
+    return Table("Throughput", ("batch", "runs at a time", "threads each", "items/s", "ms a run"), rows,
+                 f"most items per second: {best.instances} runs at a time on {best.threads} threads each; in Python "
+                 f"ingot.SessionGroup(engine, {best.instances}, {best.threads})")
 
 
 def latency_table(found: Sequence[Latency], title: str = "Latency") -> Table:
