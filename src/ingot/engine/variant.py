@@ -43,7 +43,13 @@ def make_variant(program: Program, target: Target, choices: Mapping[str, Choice]
                for x in program.launches]
     keys = {x.site.key for x in program.launches if x.native}
     return Variant(target, generator_version(), replace(program, constants=kept), {k: chosen[k] for k in sorted(keys)},
-                   packed, plan_memory(program, demands, target.threads, in_place_by(chosen)), dict(report or {}))
+                   packed, plan_memory(program, demands, target.threads, in_place_by(chosen), alignment(target)),
+                   dict(report or {}))
+
+
+def alignment(target: Target) -> int:
+    """Bytes to which values in the arena are aligned: a GPU's copy engine and wide loads want more."""
+    return 256 if target.kind == "cuda" else 64
 
 
 def is_exact(variant: Variant) -> bool:

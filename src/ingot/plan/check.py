@@ -48,7 +48,7 @@ def _faults(program: Program, plan: MemoryPlan, demands: Sequence[Demand]) -> li
         spans.append((work, largest(demand[0], symbols), step, step, f"workspace {step}"))
         spans.append((scratch, largest(demand[1], symbols) * plan.threads, step, step, f"scratch {step}"))
     spans = sorted(s for s in spans if s[1])
-    if not 0 <= plan.arena <= sum(-(-size // 64) * 64 for _, size, *_ in spans):
+    if not 0 <= plan.arena <= sum(-(-size // 256) * 256 for _, size, *_ in spans):
         found.append(f"an arena of {plan.arena} bytes is larger than all that lies in it")
     for k, (at, size, first, last, name) in enumerate(spans):
         if at < 0 or at % 64 or at + size > plan.arena:

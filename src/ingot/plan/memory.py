@@ -85,8 +85,8 @@ def corners(symbols: Mapping[str, Symbol]) -> list[dict[str, int]]:
     return [c for i, c in enumerate(found) if c not in found[:i]]
 
 
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGN) * ALIGN
+def _aligned(nbytes: int, align: int) -> int:
+    return -(-nbytes // align) * align
 
 
 def pointwise_in_place(launch: Launch) -> Sequence[int]:
@@ -109,8 +109,11 @@ def external_values(program: Program) -> frozenset[str]:
 
 
 def plan_memory(program: Program, demands: Sequence[Demand], threads: int = 1,
-                in_place: InPlace = pointwise_in_place) -> MemoryPlan:
-    """Plan the arena of a program. `demands` gives each launch's workspace and scratch, in order."""
+                in_place: InPlace = pointwise_in_place, align: int = ALIGN) -> MemoryPlan:
+    """Plan the arena of a program. `demands` gives each launch's workspace and scratch, in order.
+
+    Every offset is a multiple of `align` bytes (a multiple of 64).
+    """
     if len(demands) != len(program.launches):
         raise InternalError("a plan needs the demand of every launch")
     outside, symbols = external_values(program), program.symbols
@@ -122,7 +125,7 @@ def plan_memory(program: Program, demands: Sequence[Demand], threads: int = 1,
             if value and root not in outside:
                 first.setdefault(root, step)
                 last[root] = step
-    sizes = {v: _aligned(largest_bytes(program.types[v], symbols)) for v in first}
+    sizes = {v: _aligned(largest_bytes(program.types[v], symbols), align) for v in first}
     reused = _reused(program, sizes, last, in_place)
     owner = {v: v for v in first}
     for value, old in reused.items():               # in the order of launches: chains end at their first value
@@ -135,8 +138,8 @@ def plan_memory(program: Program, demands: Sequence[Demand], threads: int = 1,
         spans[root] = span
     blocks = list(spans.values())
     for step, (workspace, scratch) in enumerate(demands):
-        blocks += [Block(_aligned(largest(workspace, symbols)), step, step),
-                   Block(_aligned(largest(scratch, symbols) * threads), step, step)]
+        blocks += [Block(_aligned(largest(workspace, symbols), align), step, step),
+                   Block(_aligned(largest(scratch, symbols) * threads, align), step, step)]
     bound, live = largest_live(blocks, len(program.launches))
     kept = [i for i, b in enumerate(blocks) if b.size]
     offsets = [0] * len(blocks)
