@@ -17,6 +17,7 @@ class Env:
     dump: str = ""          # folder that receives every stage's text form, numbered
     log: str = "warning"    # debug | info | warning
     threads: int = 0        # worker threads where the caller names none; 0: what cgroup and affinity allow
+    keys: str = ""          # folder of signing keys; empty: ingot/keys in the user's configuration folder
     cache: str = ""         # folder of tuning results and compiled code; empty: the user's cache folder
 
 
@@ -37,6 +38,7 @@ _PARSE: Mapping[str, tuple[Callable[[str], object], str]] = {
     "dump": (str, "write the name of a folder"),
     "log": (_log, "write debug, info or warning"),
     "threads": (_threads, "write a whole number, 0 for all that are allowed"),
+    "keys": (str, "write the name of a folder"),
     "cache": (str, "write the name of a folder"),
 }
 
@@ -64,3 +66,11 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:  # noqa: TID2
         return Path(told).expanduser()
     base = environ.get("XDG_CACHE_HOME") or str(Path(environ.get("HOME") or Path.home()) / ".cache")
     return Path(base) / "ingot"
+
+
+def keys_folder(environ: Mapping[str, str] = os.environ) -> Path:  # noqa: TID251
+    """Where signing keys are kept: INGOT_KEYS, else ingot/keys in the user's configuration folder."""
+    if told := read(environ).keys:
+        return Path(told).expanduser()
+    base = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME") or Path.home()) / ".config")
+    return Path(base) / "ingot" / "keys"

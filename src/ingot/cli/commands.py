@@ -41,8 +41,9 @@ from ingot.bench import (
 from ingot.cli.arguments import array_from, batch_sizes, called_from, feeds_from, file_name, sizes_at, told_sizes
 from ingot.compiler.build import build_with_report
 from ingot.compiler.build import load as load_engine
+from ingot.compiler.gpu import merged, short_feeds, wide_results
 from ingot.compiler.options import BuildOptions
-from ingot.engine import Engine, Variant, is_exact, write_engine
+from ingot.engine import Engine, Variant, is_exact, opened, read_engine, write_engine
 from ingot.env import read
 from ingot.errors import IngotError, InputError, InternalError, VerifyError
 from ingot.frontend import load as load_graph
@@ -63,9 +64,12 @@ from ingot.report import (
     throughput_table,
     why_table,
 )
+from ingot.runtime.cuda.open import open_session
+from ingot.runtime.cuda.session import CudaSession
+from ingot.runtime.cuda.target import found_driver, has_cuda
 from ingot.runtime.host import host_target
 from ingot.runtime.session import Session
-from ingot.verify import Verdict, original_from, random_feeds, refuse, verify
+from ingot.verify import Verdict, original_from, probes, random_feeds, refuse, verify
 
 HELP = {f.name: str(f.metadata.get("help", "")) for f in fields(BuildOptions)}
 ENGINE_SUFFIX = ".ingot"
@@ -78,6 +82,9 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON document inst
 Shapes = Annotated[list[str] | None, typer.Option(
     "--shapes", metavar="INPUT:SHAPE", help="sizes or ranges of an input, for example input:1..8..32x3x224x224 "
     "(min..opt..max); once per input")]
+Strict = Annotated[bool, typer.Option("--strict", help="refuse an engine that was not built for this very device")]
+Trust = Annotated[bool, typer.Option("--trust", help="run carried device code whoever signed it, or nobody")]
+Device = Annotated[str, typer.Option("--device", help="cpu or cuda; default: the GPU where the engine is for one")]
 Threads = Annotated[int, typer.Option("--threads", min=0, help=HELP["threads"])]
 EnginePath = Annotated[Path, typer.Argument(metavar="ENGINE", help="an engine file")]
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="an ONNX file")]
@@ -122,6 +129,13 @@ def build(
     allow_unverified: Annotated[bool, typer.Option("--allow-unverified", help=HELP["allow_unverified"])] = False,
     check_passes: Annotated[bool, typer.Option("--check-passes", help=HELP["check_passes"])] = False,
     isa: Annotated[str, typer.Option("--isa", help=HELP["isa"])] = "",
+    target: Annotated[str, typer.Option("--target", metavar="x86|cuda[:ARCH]", help=HELP["target"])] = "",
+    precision: Annotated[str, typer.Option("--precision", help=HELP["precision"])] = "f16",
+    outside: Annotated[bool, typer.Option("--outside", help=HELP["outside"])] = False,
+    candidates: Annotated[bool, typer.Option("--candidates", help=HELP["candidates"])] = False,
+    points: Annotated[int, typer.Option("--points", min=1, help=HELP["points"])] = 16,
+    into: Annotated[Path | None, typer.Option(
+        "--into", metavar="ENGINE", help="keep this engine's variants for other devices, too")] = None,
     seed: Annotated[int, typer.Option("--seed", help=HELP["seed"])] = 0,
     dump: Annotated[Path | None, typer.Option("--dump", help=HELP["dump"])] = None,
     threads: Threads = 0,
@@ -134,17 +148,18 @@ def build(
     Example: ingot build model.onnx -o model.ingot --shapes input:1..8..32x3x224x224
     """
     options = BuildOptions(threads=threads, tune=tune, budget=budget, exact=exact, strict=strict, verify=check,
-                           allow_unverified=allow_unverified, check_passes=check_passes, isa=isa, seed=seed, dump=dump)
-    output = output or model.with_suffix(ENGINE_SUFFIX)
+                           allow_unverified=allow_unverified, check_passes=check_passes, isa=isa, seed=seed, dump=dump,
+                           target=target, precision=precision, outside=outside, candidates=candidates, points=points)
+    output = output or into or model.with_suffix(ENGINE_SUFFIX)
     given = [feeds_from(path) for path in inputs or []]
     begin = time.perf_counter()
     with ProgressBar(quiet=as_json) as progress:
         made = build_with_report(str(model), parse_shapes(shapes or []), options, inputs=given, original=against,
                                  progress=progress)
-    engine, tuned = made.engine, made.tuning
+    engine, tuned = merged(read_engine(into), made.engine) if into else made.engine, made.tuning
     write_engine(engine, output)
     seconds = time.perf_counter() - begin
-    variant = _variant(engine, threads, isa)
+    variant = opened(engine.variants[0])
     document = {"engine": str(output), "seconds": seconds, "stages": dict(made.seconds),
                 "bytes": output.stat().st_size, "verdict": dict(engine.verdict), "plan": _plan(variant),
                 "race": {"raced": tuned.raced, "cached": tuned.cached, "untuned": tuned.untuned,
@@ -154,16 +169,9 @@ def build(
     slow = slow_table(variant)
     verdict = Verdict.from_json(engine.verdict) if engine.verdict else None
     tell(document if as_json else None, "\n".join(summary_lines(engine, variant)), *([slow] if slow.rows else []),
-           raced, verdict or "not verified: --no-verify was given",
+           raced, verdict or ("not verified: --no-verify was given" if not check else
+                              "not verified: there is no such GPU here; `ingot tune` on one verifies it"),
            f"{output}: {nbytes_text(output.stat().st_size)}, built in {seconds:.1f} s")
-
-
-def _variant(engine: Engine, threads: int, isa: str = "") -> Variant:
-    """The engine's part for this machine, at the instruction set level named."""
-    variant = engine.variant_for(host_target(threads or read().threads or None, isa or None))
-    if variant is None:
-        raise InternalError("a build made no variant for the device it was made on")
-    return variant
 
 
 def _plan(variant: Variant) -> dict[str, object]:
@@ -183,13 +191,16 @@ def run(
         "--output", "-o", help="folder that receives one .npy per output")] = None,
     seed: Annotated[int, typer.Option("--seed", help=HELP["seed"])] = 0,
     threads: Threads = 0,
+    device: Device = "",
+    strict: Strict = False,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Run an engine once, on given or random inputs.
 
     Example: ingot run model.ingot --input input=image.npy --output results
     """
-    loaded = load_engine(engine, threads=threads or None)
+    loaded = load_engine(engine, threads=threads or None, strict=strict)
     sizes = told_sizes(loaded.graph, size or [])
     feeds = random_feeds(loaded.graph, sizes, seed)
     for text in inputs or []:
@@ -199,9 +210,9 @@ def run(
                              mend=f"write NAME=FILE.npy or NAME=random; inputs: {', '.join(feeds)}")
         if source != "random":
             feeds[name] = array_from(Path(source))
-    session = Session(loaded, threads or None)
+    session = open_session(loaded, threads or None, device=device, strict=strict, trust=trust)
     begin = time.perf_counter()
-    results = session.run(feeds)
+    results = session.run(short_feeds(session.variant, feeds))
     seconds = time.perf_counter() - begin
     if output:
         output.mkdir(parents=True, exist_ok=True)
@@ -236,6 +247,8 @@ def bench(
         "--torch", metavar="FILE.py:NAME", help="for the peer torch: what gives the PyTorch module when called")] = "",
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="how long to measure each batch size")] = 3.0,
     shapes: Shapes = None,
+    device: Device = "",
+    trust: Trust = False,
     profile: Annotated[bool, typer.Option("--profile", help="show where the time of one run goes")] = False,
     roofline: Annotated[bool, typer.Option(
         "--roofline", help="the same with operations, bytes, and what bounds each kernel on this machine")] = False,
@@ -259,7 +272,8 @@ def bench(
     else:
         engine = load_engine(path, threads=threads or None)
     start = time.perf_counter()
-    session = Session(engine if path.suffix == ".onnx" else load_engine(path, threads=threads or None), threads or None)
+    session = open_session(engine if path.suffix == ".onnx" else load_engine(path, threads=threads or None),
+                           threads or None, device=device, trust=trust)
     loaded = time.perf_counter() - start
     peers = [p for p in against.split(",") if p]
     if unknown := [p for p in peers if p not in ("torch", "onnxruntime", "openvino")]:
@@ -303,14 +317,15 @@ def bench(
          *parts)
 
 
-def _calls(session: Session, feeds: Mapping[str, np.ndarray], peers: Sequence[str], model: Path | None, module: str
-           ) -> tuple[dict[str, Callable[[], object]], dict[str, Mapping[str, np.ndarray]]]:
+def _calls(session: Session | CudaSession, feeds: Mapping[str, np.ndarray], peers: Sequence[str], model: Path | None,
+           module: str) -> tuple[dict[str, Callable[[], object]], dict[str, Mapping[str, np.ndarray]]]:
     """What to time, and one set of outputs of each, by runtime."""
     if set(peers) - {"torch"} and model is None:
         raise InputError("these peers need the ONNX file", where="--against", mend="name it with --model")
     if "torch" in peers and not module:
         raise InputError("PyTorch needs the model as a module, which an ONNX file does not hold", where="--against",
                          mend="name what gives it: --torch FILE.py:NAME")
+    feeds = short_feeds(session.variant, feeds)
     out = {name: array.copy() for name, array in session.run(dict(feeds)).items()}
     outputs: dict[str, Mapping[str, np.ndarray]] = {"ingot": {k: v.copy() for k, v in out.items()}}
     calls: dict[str, Callable[[], object]] = {"ingot": partial(session.run, feeds, out=out)}
@@ -341,6 +356,8 @@ def check(
         "--inputs", help="an .npz file to compare on; once per set")] = None,
     seed: Annotated[int, typer.Option("--seed", help=HELP["seed"])] = 0,
     threads: Threads = 0,
+    device: Device = "",
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Compare an engine with its original model, on given, random and special inputs. Exit code 3 where they differ.
@@ -348,16 +365,28 @@ def check(
     Example: ingot check model.onnx model.ingot --against onnxruntime
     """
     loaded = load_engine(engine, threads=threads or None)
-    session = Session(loaded, threads or None)
+    session = open_session(loaded, threads or None, device=device, trust=trust)
     ranges = {v: [d if isinstance(d, int) else loaded.graph.symbols.get(str(d), str(d))
                   for d in loaded.graph.types[v].shape] for v in loaded.graph.inputs}
     graph = load_graph(str(original), ranges)
     judge = original_from(against, graph, str(original))
-    verdict = verify(lambda feeds: session.run(dict(feeds)), judge, graph, engine=str(engine),
-                     inputs=[feeds_from(p) for p in inputs or []], seed=seed, exact=is_exact(session.variant))
+    short = str(session.variant.report.get("precision", "f32")).removeprefix("f32")
+    tried = [p for p in probes(graph, seed) if p.name.startswith("random")] if short in ("f16", "bf16") else None
+    verdict = verify(lambda feeds: wide_results(graph, session.run(short_feeds(session.variant, feeds))), judge, graph,
+                     engine=str(engine), inputs=[feeds_from(p) for p in inputs or []], seed=seed,
+                     exact=is_exact(session.variant), tried=tried, short=short)
     tell(verdict.to_json() if as_json else None, verdict)
     if not verdict.passed:
         raise typer.Exit(3) if as_json else refuse(verdict)
+
+
+def _shown(engine: Engine) -> Variant:
+    """The variant that would run here; of an engine that has none for this machine, the first."""
+    host = host_target()
+    on_gpu = has_cuda(engine) and found_driver() is not None
+    found = None if on_gpu else engine.variant_for(host)
+    return found or opened(next((v for v in engine.variants if v.target is not None and v.target.kind == "cuda"),
+                                engine.variants[0]))
 
 
 @app.command()
@@ -389,8 +418,7 @@ def inspect(
             + [f"symbol {s}" for s in loaded.symbols.values()]))
     else:
         engine = load_engine(path)
-        session = Session(engine)
-        loaded, variant = engine.graph, session.variant
+        loaded, variant = engine.graph, _shown(engine)
         verdict = Verdict.from_json(engine.verdict)
         document |= {"name": engine.name, "verdict": dict(engine.verdict), "report": dict(engine.report),
                      "plan": _plan(variant), "device": variant.target.fingerprint}

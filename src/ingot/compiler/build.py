@@ -3,20 +3,19 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ingot import env
+from ingot.compiler.gpu import build_gpu
 from ingot.compiler.options import BuildOptions
+from ingot.compiler.stages import Clock, Dump, race_text, refuse_reference, report
 from ingot.engine import Engine, Variant, graph_digest, is_exact, make_variant, read_engine, write_engine
-from ingot.errors import EngineError, InternalError, UnsupportedError
+from ingot.errors import EngineError, InternalError
 from ingot.frontend import ShapeSpec, is_shapes, source_from
 from ingot.frontend import load as load_model
 from ingot.graph import Graph, show
@@ -24,6 +23,7 @@ from ingot.lower import Program, lower
 from ingot.passes import both, optimize, unwatched
 from ingot.passes.check import Checker
 from ingot.runtime.bench import CpuDevice
+from ingot.runtime.cuda.target import found_driver, has_cuda
 from ingot.runtime.host import host_target
 from ingot.runtime.session import Session, code_cache
 from ingot.target import Target
@@ -74,8 +74,8 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
     """
     settings = env.read()
     target = host_target(options.threads or settings.threads or None, options.isa or None)
-    dump = _Dump(options.dump or (Path(settings.dump) if settings.dump else None))
-    clock = _Clock()
+    dump = Dump(options.dump or (Path(settings.dump) if settings.dump else None))
+    clock = Clock()
 
     with clock("load"):
         source = source_from(model, example_inputs, dynamic, shapes, weights=weights, opset=opset)
@@ -84,17 +84,24 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
         graph = taken.graph if taken else load_model(model, shapes)
         for alarm in taken.alarms if taken else ():
             _LOG.log(logging.INFO if alarm.kind == "pre-processing" else logging.WARNING, "%s", alarm)
+    if options.target not in ("", "x86"):
+        judged = (taken.original, (*([source.examples] if source else []), *inputs)) if taken and source else None
+        made = build_gpu(graph, options, clock, dump, inputs=judged[1] if judged and original is None else inputs,
+                         original=judged[0] if judged and original is None else original, progress=progress,
+                         name=name or (source.name if source else _name(model)), path=_path(model),
+                         notes=taken.lines if taken else ())
+        return Build(made.engine, dict(clock.seconds), made.tuning)
     with clock("optimize"):
         optimized = _optimize(graph, target, options, dump)
     with clock("lower"):
         program = lower(optimized, target)
         dump("program", lambda: str(program))
-        _refuse_reference(program, options)
+        refuse_reference(program, options)
     with clock("tune"):
         tuned = _tune(program, target, options, progress)
         dump("tune", lambda: race_text(program, tuned))
     with clock("plan"):
-        variant = make_variant(program, target, tuned.choices, tuned.kernels, _report(graph, optimized, program))
+        variant = make_variant(program, target, tuned.choices, tuned.kernels, report(graph, optimized, program))
         dump("plan", lambda: str(variant.plan))
     engine = Engine(name or (source.name if source else _name(model)), graph, (variant,))
     if taken and original is None:
@@ -113,6 +120,8 @@ def load(path: str | os.PathLike[str], *, strict: bool = False, threads: int | N
     """
     engine = read_engine(path)
     target = host_target(threads or env.read().threads or None)
+    if has_cuda(engine) and found_driver() is not None:
+        return engine
     if (reason := engine.declines(target)) is None:
         return engine
     if strict:
@@ -131,8 +140,7 @@ def save(engine: Engine, path: str | os.PathLike[str]) -> None:
 def _verified(engine: Engine, variant: Variant, optimized: Graph, model: Any, options: BuildOptions,
               inputs: Sequence[Feeds], original: object, notes: tuple[str, ...] = ()) -> Engine:
     """The engine with its verdict inside. Raises VerifyError, naming the first diverging node, if it does not pass."""
-    path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else ""
-    judge = original_from(original, engine.graph, path)
+    judge = original_from(original, engine.graph, _path(model))
     if original in (None, "reference"):
         judge = remembered(judge, lambda: graph_digest(engine.graph), env.cache_folder() / "answers")
     session = Session(engine, variant=variant)
@@ -159,7 +167,7 @@ def _divergence(engine: Engine, variant: Variant, optimized: Graph, verdict: Ver
     return first_divergence(values, optimized, probe)
 
 
-def _optimize(graph: Graph, target: Target, options: BuildOptions, dump: _Dump) -> Graph:
+def _optimize(graph: Graph, target: Target, options: BuildOptions, dump: Dump) -> Graph:
     """Run the passes; under `check_passes` each is proven against the reference. Raises InternalError naming a pass."""
     dump("load", lambda: show(graph))
     checker = Checker() if options.check_passes else None
@@ -168,15 +176,6 @@ def _optimize(graph: Graph, target: Target, options: BuildOptions, dump: _Dump) 
         raise InternalError(f"the pass {checker.wrong[0].step} changed the model's meaning",
                             why=tuple(map(str, checker.wrong)), mend="please report it with the model")
     return optimized
-
-
-def _refuse_reference(program: Program, options: BuildOptions) -> None:
-    slow = [x for x in program.launches if not x.native]
-    if options.strict and slow:
-        raise UnsupportedError(f"{len(slow)} nodes have no kernel and would run on the slow reference path",
-                               where="; ".join(x.where for x in slow),
-                               why=tuple(dict.fromkeys(r for x in slow for r in x.reasons)),
-                               mend="build without strict, or add a tactic under ingot/kernels")
 
 
 def _tune(program: Program, target: Target, options: BuildOptions,
@@ -189,56 +188,9 @@ def _tune(program: Program, target: Target, options: BuildOptions,
                 exact=options.exact)
 
 
-def race_text(program: Program, tuned: Tuning) -> str:
-    """Every site with its candidates: the time of each, or the reason it has none."""
-    lines = []
-    sites = {x.site.key: x.site for x in program.launches if x.native}
-    for key, choice in tuned.choices.items():
-        lines += [f"{key} {sites[key]}", f"  -> {choice.point}", *(f"     {t}" for t in choice.trials)]
-    return "\n".join(lines)
-
-
-def _report(graph: Graph, optimized: Graph, program: Program) -> dict[str, object]:
-    return {
-        "nodes": len(graph.nodes), "optimized": len(optimized.nodes), "launches": len(program.launches),
-        "reference": [{"where": x.where, "reasons": list(x.reasons)} for x in program.launches if not x.native],
-    }
+def _path(model: Any) -> str:
+    return os.fspath(model) if isinstance(model, (str, os.PathLike)) else ""
 
 
 def _name(model: Any) -> str:
     return Path(model).stem if isinstance(model, (str, os.PathLike)) else "model"
-
-
-class _Clock:
-    """Seconds per stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - begin
-        _LOG.info("%s: %.2f s", stage, self.seconds[stage])
-
-
-class _Dump:
-    """Writes each stage's text form into a folder, numbered; without a folder it does nothing."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder, self._count = folder, count()
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def __call__(self, stage: str, text: Callable[[], str]) -> None:
-        number = next(self._count)
-        if self._folder:
-            (self._folder / f"{number:02}-{stage}.txt").write_text(text() + "\n")
-
-    def watch(self, name: str, before: Graph, after: Graph) -> None:
-        """After a pass: an unchanged graph leaves no file."""
-        if after is before:
-            next(self._count)
-        else:
-            self(name, lambda: show(after))

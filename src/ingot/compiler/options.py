@@ -25,6 +25,16 @@ class BuildOptions:
         "help": "keep an engine whose numbers differ from the original's, marked so"})
     check_passes: bool = field(default=False, metadata={
         "help": "prove every graph pass against the reference on random and special inputs"})
+    target: str = field(default="", metadata={
+        "help": "what to build for: x86 (this machine's CPU), cuda (the GPU here), or cuda:sm_90 (any such GPU)"})
+    precision: str = field(default="f16", metadata={
+        "help": "of a GPU: f16 or bf16 between kernels, summed in f32; tf32 products of f32; or f32 throughout"})
+    outside: bool = field(default=False, metadata={
+        "help": "of a GPU: the engine's inputs and outputs are of the short type, too"})
+    candidates: bool = field(default=False, metadata={
+        "help": "of a GPU: carry every kernel worth racing, so that a machine without Triton can tune the engine"})
+    points: int = field(default=16, metadata={
+        "help": "of a GPU: how many points of each tactic's space are compiled and raced"})
     isa: str = field(default="", metadata={
         "help": "instruction set level to generate for (avx2, avx512); empty: the best this machine has"})
     seed: int = field(default=0, metadata={"help": "seed of generated inputs"})

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from ingot.engine.code import Bundle
 from ingot.graph import Graph
 from ingot.lower import Program
 from ingot.plan import MemoryPlan
@@ -32,6 +33,7 @@ class Variant:
     packed: Mapping[tuple[int, int], np.ndarray]        # (launch, operand) -> flat array
     plan: MemoryPlan
     report: Mapping[str, object] = field(default_factory=dict)      # the race and the build, for reading
+    code: Bundle = field(default_factory=Bundle)                           # of a GPU: kernels that travel with it
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,11 @@ class Engine:
             return "it was built for this kind of device with other features of the instruction set"
         held = ", ".join(t.fingerprint for t in self.targets) or "no device"
         return f"it was built for {held}; this device is {target.fingerprint}"
+
+
+def opened(variant: Variant | Sealed[Variant]) -> Variant:
+    """The variant itself. Raises EngineError where it is damaged."""
+    return variant.opened if isinstance(variant, Sealed) else variant
 
 
 def _checked() -> None:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ingot.engine.code import Bundle, bundle_from_json, bundle_to_json
 from ingot.engine.engine import Variant
 from ingot.errors import InternalError
 from ingot.graph import DTYPES, DType, Expr, Graph, Node, Symbol, TensorType, parse_dim, parse_type
@@ -300,7 +301,8 @@ def variant_to_json(variant: Variant, out: Writer) -> Json:
             "program": program_to_json(variant.program, out),
             "choices": [choice_to_json(c) for c in variant.choices.values()],
             "packed": [[i, k, out.put(a)] for (i, k), a in sorted(variant.packed.items(), key=lambda item: item[0])],
-            "plan": plan_to_json(variant.plan), "report": variant.report}
+            "plan": plan_to_json(variant.plan), "report": variant.report,
+            **({"code": bundle_to_json(variant.code, out)} if variant.code.kernels else {})}
 
 
 def variant_from_json(value: Json, source: Reader) -> Variant:
@@ -313,4 +315,5 @@ def variant_from_json(value: Json, source: Reader) -> Variant:
             raise ValueError("a packed constant belongs to no operand")
         packed[launch, operand] = source.get(place)
     return Variant(target_from_json(value["target"]), str(value["generator"]), program, choices, packed,
-                   plan_from_json(value["plan"]), dict(value["report"]))
+                   plan_from_json(value["plan"]), dict(value["report"]),
+                   bundle_from_json(value["code"], source) if "code" in value else Bundle())

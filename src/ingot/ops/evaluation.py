@@ -220,18 +220,18 @@ def _erf(x: np.ndarray) -> np.ndarray:
 
 
 def erf(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
-    """Erf of f32, which onnx.reference takes one element at a time."""
+    """Erf of f32 and f64, which onnx.reference takes one element at a time."""
     x, = (a for a in arrays if a is not None)
-    return [_erf(x).astype(np.float32)] if x.dtype == np.float32 else None
+    return [_erf(x).astype(x.dtype)] if x.dtype in (np.float32, np.float64) else None
 
 
 def gelu(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
-    """Gelu of f32 by the error function, for the same reason; in f64 within."""
+    """Gelu of f32 and f64 by the error function, for the same reason; in f64 within."""
     x, = (a for a in arrays if a is not None)
-    if attrs["approximate"] != "none" or x.dtype != np.float32:
+    if attrs["approximate"] != "none" or x.dtype not in (np.float32, np.float64):
         return None
     wide = x.astype(np.float64)
-    return [np.asarray(0.5 * wide * (1 + _erf(wide * math.sqrt(0.5)))).astype(np.float32)]
+    return [np.asarray(0.5 * wide * (1 + _erf(wide * math.sqrt(0.5)))).astype(x.dtype)]
 
 
 def resize(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:

@@ -61,17 +61,21 @@ def optimize(graph: Graph, target: Target, watch: Watch = unwatched, precision: 
 
     A shorter `precision` is gone over to after everything that folds constants, and before the layout.
     """
-    if precision.name not in SHORT:
-        return apply(PIPELINE, graph, target, watch)
-    whole = simplified(graph, target, watch)
-    short = lower_precision(whole, precision)
-    watch("lower_precision", whole, short)
-    return apply((merge_duplicates, remove_dead_code, choose_layout), short, target, watch)
+    return finished(simplified(graph, target, watch), target, watch, precision)
 
 
 def simplified(graph: Graph, target: Target, watch: Watch = unwatched) -> Graph:
     """The graph after every pass but the last, which lays values out for the device."""
     return apply(PIPELINE[:-1], graph, target, watch)
+
+
+def finished(whole: Graph, target: Target, watch: Watch = unwatched, precision: Precision = Precision()) -> Graph:
+    """A graph that `simplified` gave, in its precision and its layout."""
+    if precision.name not in SHORT:
+        return apply(PIPELINE[-1:], whole, target, watch)
+    short = lower_precision(whole, precision)
+    watch("lower_precision", whole, short)
+    return apply((merge_duplicates, remove_dead_code, choose_layout), short, target, watch)
 
 
 def why(graph: Graph, name: str) -> tuple[tuple[Node, str | None], ...]:
@@ -91,5 +95,5 @@ def why(graph: Graph, name: str) -> tuple[tuple[Node, str | None], ...]:
 
 
 __all__ = ["PASSES", "PIPELINE", "RULES", "Overflow", "Pass", "Precision", "Rule", "Watch", "apply", "both", "dump_to",
-           "explain", "graph_pass", "kept_for", "lower_precision", "optimize", "overflows", "pipeline", "rewrite",
-           "simplified", "unwatched", "why", "why_not"]
+           "explain", "finished", "graph_pass", "kept_for", "lower_precision", "optimize", "overflows", "pipeline",
+           "rewrite", "simplified", "unwatched", "why", "why_not"]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from ingot.errors import CandidateError, UnsupportedError
 from ingot.kernels import TACTICS, Kernel, Params, Site, Tactic, able
 from ingot.target import Target
 
+Emit = Callable[[Tactic, Site, Params, Target], Kernel]     # gives a candidate's kernel; raises CandidateError
 POINTS = 48         # the most points of one tactic's space that enter a race
 
 
@@ -77,7 +79,13 @@ def usable(choice: Choice, site: Site, target: Target, *, exact: bool = False) -
     return False
 
 
-def default_choice(site: Site, target: Target, *, exact: bool = False) -> tuple[Choice, Kernel]:
+def emit_now(tactic: Tactic, site: Site, params: Params, target: Target) -> Kernel:
+    """The kernel, generated at once. Raises CandidateError."""
+    return tactic.emit(site, params, target)
+
+
+def default_choice(site: Site, target: Target, *, exact: bool = False,
+                   emit: Emit = emit_now) -> tuple[Choice, Kernel]:
     """What an untuned build takes: the first point that can be built of the first able tactic, and its kernel.
 
     Raises UnsupportedError where no tactic can serve the site.
@@ -87,7 +95,7 @@ def default_choice(site: Site, target: Target, *, exact: bool = False) -> tuple[
     for tactic in willing:
         for params in tactic.space(site, target):
             try:
-                kernel = tactic.emit(site, params, target)
+                kernel = emit(tactic, site, params, target)
             except CandidateError as error:
                 trials.append(Trial(tactic.name, params, note=str(error)))
                 continue

@@ -103,6 +103,19 @@ def tolerance(site: Site, sizes: Mapping[str, int]) -> float:
     return _LAMBDA * unit * math.sqrt(sum_length(site, sizes))
 
 
+def wide_tolerance(site: Site, sizes: Mapping[str, int], *, tf32: bool = False) -> float:
+    """As `tolerance`, for a kernel that sums in f32 whatever its operands are, against the right answer in f64.
+
+    Sums round as f32; what is read, written, or held between two steps rounds once each, as its type (or tf32) does.
+    """
+    dtypes: list[DType] = [o.type.dtype for o in (*site.inputs, *site.outputs)]
+    dtypes += [t.dtype for s in site.steps for t in s.types]
+    unit = max((UNIT[d.name] for d in dtypes if d.name in UNIT), default=0.0)
+    unit = max(unit, UNIT["f16"]) if tf32 and unit else unit
+    sums = min(unit, UNIT["f32"]) * math.sqrt(sum_length(site, sizes))
+    return _LAMBDA * (sums + unit * math.sqrt(len(site.steps)))
+
+
 def difference(found: np.ndarray, wanted: np.ndarray, relative: float) -> str | None:
     """Why the result found is not the one wanted, or None. Infinities and NaNs must stand in the same places."""
     if found.shape != wanted.shape:

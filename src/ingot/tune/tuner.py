@@ -13,14 +13,14 @@ import numpy as np
 
 from ingot.errors import CandidateError, UnsupportedError
 from ingot.kernels import Kernel, Params, Site, Tactic, able
-from ingot.kernels.reference import run_site
+from ingot.kernels.reference import run_site, run_wide
 from ingot.lower import Program
 from ingot.target import Target
 from ingot.tune.cache import TuningCache
-from ingot.tune.choice import POINTS, Choice, Trial, default_choice, tactic_named, usable
+from ingot.tune.choice import POINTS, Choice, Emit, Trial, default_choice, emit_now, tactic_named, usable
 from ingot.tune.clock import Timer, race
 from ingot.tune.lock import timing_turn
-from ingot.tune.sample import difference, opt_sizes, overwritable, sample_inputs, small_sizes, tolerance
+from ingot.tune.sample import difference, opt_sizes, overwritable, sample_inputs, small_sizes, tolerance, wide_tolerance
 
 _LOG = logging.getLogger("ingot")
 
@@ -92,14 +92,15 @@ class SiteRace:
     """One site's candidates, checked against the reference before their time counts."""
 
     def __init__(self, site: Site, target: Target, device: Device, constants: Mapping[int, np.ndarray],
-                 *, exact: bool = False) -> None:
-        self.site, self._target, self._constants = site, target, constants
+                 *, exact: bool = False, emit: Emit = emit_now, points: int = POINTS) -> None:
+        self.site, self._target, self._constants, self._emit = site, target, constants, emit
+        self._wide = target.kind == "cuda"      # its kernels sum in f32 whatever they read
         self._device, self._stand = device, device.stand(site)
         self._inputs: dict[_Sizes, list[np.ndarray]] = {}
         self._wanted: dict[_Sizes, list[np.ndarray]] = {}
         willing, self._reasons = able(site, target, exact=exact)
         self.entrants = [_Entrant(t, dict(p)) for t in willing
-                         for p, _ in zip(t.space(site, target), range(POINTS), strict=False)]
+                         for p, _ in zip(t.space(site, target), range(points), strict=False)]
 
     def _given(self, sizes: Mapping[str, int]) -> list[np.ndarray]:
         """Inputs at these sizes; made once."""
@@ -112,14 +113,15 @@ class SiteRace:
         """The reference's outputs at these sizes; computed once."""
         key = tuple(sizes.items())
         if key not in self._wanted:
-            self._wanted[key] = run_site(self.site, self._given(sizes), sizes)
+            self._wanted[key] = (run_wide if self._wide else run_site)(self.site, self._given(sizes), sizes)
         return self._wanted[key]
 
     def _wrong(self, entrant: _Entrant, sizes: Mapping[str, int], threads: int, fill: int,
                over: int | None = None) -> str | None:
         assert entrant.kernel is not None       # emitted before it is judged
         found = self._stand.outputs(entrant.kernel, self._given(sizes), entrant.packed, sizes, threads, fill, over)
-        bar = tolerance(self.site, sizes)
+        bar = (wide_tolerance(self.site, sizes, tf32="tf32" in self._target.features) if self._wide
+               else tolerance(self.site, sizes))
         for k, (a, b) in enumerate(zip(found, self._right(sizes), strict=True)):
             if why := difference(a, b, bar):
                 return f"output {k} with {threads} threads at {dict(sizes) or 'its size'}: {why}"
@@ -128,7 +130,7 @@ class SiteRace:
     def enter(self, entrant: _Entrant) -> bool:
         """Emit the candidate and judge it at small sizes, with one thread and with all; a note says what is wrong."""
         try:
-            entrant.kernel = entrant.tactic.emit(self.site, entrant.params, self._target)
+            entrant.kernel = self._emit(entrant.tactic, self.site, entrant.params, self._target)
             entrant.packed = entrant.tactic.pack(self.site, entrant.params, self._target, self._constants)
             sizes = small_sizes(self.site)
             all_ = max(2, self._target.threads)
@@ -235,13 +237,15 @@ def _sites(program: Program) -> dict[str, tuple[Site, int, dict[int, np.ndarray]
 
 def tune(program: Program, target: Target, device: Device | None = None, cache: TuningCache | None = None, *,
          budget: float | None = None, progress: Callable[[Progress], None] | None = None, turn: Path | None = None,
-         clock: Callable[[], float] = time.monotonic, exact: bool = False) -> Tuning:
+         clock: Callable[[], float] = time.monotonic, exact: bool = False, emit: Emit = emit_now,
+         points: int = POINTS) -> Tuning:
     """Choose a kernel for every native site of a program.
 
     Without a device, or with a `budget` of 0 seconds, each site takes its default. Otherwise every site first gets
     the first candidate that is right; then the sites race in the order of their share of the run time, until the
     budget is spent or Ctrl-C is pressed: what was found by then is kept. `turn` is the folder of the machine's
-    timing lock. With `exact`, only exact tactics take part; the cache must then be one of exact races, too.
+    timing lock. With `exact`, only exact tactics take part; the cache must then be one of exact races, too. `emit`
+    gives a candidate's kernel, `points` limits how many points of each tactic's space take part.
     Raises UnsupportedError where a site has no right kernel.
     """
     begin = clock()
@@ -252,7 +256,7 @@ def tune(program: Program, target: Target, device: Device | None = None, cache: 
     for key, (site, _, _) in sites.items():
         if cache and (known := cache.get(key)) and usable(known, site, target, exact=exact):
             choices[key] = known
-            kernels[key] = tactic_named(known.tactic, target).emit(site, known.params, target)
+            kernels[key] = emit(tactic_named(known.tactic, target), site, known.params, target)
     cached = len(choices)
     open_ = {k: v for k, v in sites.items() if k not in choices}
     interrupted, raced = False, 0
@@ -268,7 +272,8 @@ def tune(program: Program, target: Target, device: Device | None = None, cache: 
             races: dict[str, tuple[SiteRace, _Entrant]] = {}
             for key, (site, _, constants) in open_.items():
                 tell(site.op)
-                races[key] = _start(SiteRace(site, target, device, constants, exact=exact), deadline, clock, turn)
+                races[key] = _start(SiteRace(site, target, device, constants, exact=exact, emit=emit, points=points),
+                                    deadline, clock, turn)
                 choices[key], kernels[key] = races[key][0].choice(races[key][1], tuned=False), _kernel(races[key][1])
             order = sorted(races, key=lambda k: -(choices[k].seconds or 0.0) * sites[k][1])
             for key in order:
@@ -286,7 +291,7 @@ def tune(program: Program, target: Target, device: Device | None = None, cache: 
         interrupted = True
     for key, (site, _, _) in sites.items():
         if key not in choices:
-            choices[key], kernels[key] = default_choice(site, target, exact=exact)
+            choices[key], kernels[key] = default_choice(site, target, exact=exact, emit=emit)
     tell("")
     return Tuning({k: choices[k] for k in sites}, {k: kernels[k] for k in sites}, raced, cached,
                   sum(not c.tuned for c in choices.values()), interrupted, clock() - begin,

@@ -32,6 +32,8 @@ from ingot.graph.dim import Dim
 LAMBDA = 8.0
 UNIT_ROUNDOFF: Mapping[str, float] = {"f64": 2.0**-53, "f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
 
+SHORT_ROUNDOFF: Mapping[str, float] = {"f16": 2.0**-11, "bf16": 2.0**-8, "tf32": 2.0**-11}
+
 MOVEMENT = frozenset({
     "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile", "Concat", "Split", "Slice",
     "Gather", "GatherElements", "GatherND", "Pad", "Shape", "Size", "Constant", "ConstantOfShape", "Reorder", "Where",
@@ -100,8 +102,13 @@ def rounding_length(node: Node, types: tuple[TensorType | None, ...], bindings: 
     return _FUNCTION if node.op in FUNCTIONS else _ARITHMETIC
 
 
-def tolerances(graph: Graph, bindings: Mapping[str, int]) -> dict[str, Tolerance]:
-    """The tolerance of every value of a graph, for sizes of its symbols. The loosest dtype on the way counts."""
+def tolerances(graph: Graph, bindings: Mapping[str, int], short: str = "") -> dict[str, Tolerance]:
+    """The tolerance of every value of a graph, for sizes of its symbols. The loosest dtype on the way counts.
+
+    With a `short` type ("f16", "bf16", "tf32") sums still round as f32, while the operands and the result of every
+    node on the way may each have been rounded to that type: three roundings a node, whose squares add to the sums'.
+    """
+    rounded: dict[str, int] = dict.fromkeys((*graph.inputs, *graph.constants), 0)
     length: dict[str, float] = dict.fromkeys((*graph.inputs, *graph.constants), 0.0)
     unit: dict[str, float] = {}
     for value in length:
@@ -113,8 +120,20 @@ def tolerances(graph: Graph, bindings: Mapping[str, int]) -> dict[str, Tolerance
         worst = max((unit[i] for i in node.inputs if i), default=0.0)
         for value in filter(None, node.outputs):
             length[value] = before + own
+            rounded[value] = max((rounded[i] for i in node.inputs if i), default=0) + (node.op not in MOVEMENT)
             unit[value] = max(worst, UNIT_ROUNDOFF.get(graph.types[value].dtype.name, 0.0))
+    if short:
+        return {v: _short_tolerance(graph.types[v].dtype.name, length[v], unit[v], rounded[v], short) for v in length}
     return {v: _tolerance(graph.types[v].dtype.name, length[v], unit[v]) for v in length}
+
+
+def _short_tolerance(dtype: str, length: float, unit: float, nodes: int, short: str) -> Tolerance:
+    if dtype not in UNIT_ROUNDOFF:
+        return Tolerance(0.0, f"{dtype} values are not rounded")
+    coarse = max(unit, SHORT_ROUNDOFF[short])
+    relative = LAMBDA * 2 * math.hypot(unit * math.sqrt(length + 1), coarse * math.sqrt(3 * nodes + 1))
+    return Tolerance(relative, f"{LAMBDA:g}*2*sqrt(u^2*{length + 1:.0f} + v^2*{3 * nodes + 1}), u = {unit:.3g}, "
+                               f"v = {coarse:.3g} ({short})")
 
 
 def _tolerance(dtype: str, length: float, unit: float) -> Tolerance:

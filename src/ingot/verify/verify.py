@@ -108,8 +108,8 @@ def _note(difference: Difference, tolerance: Tolerance) -> str:
 
 
 def _judge(graph: Graph, probe: Probe, got: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray],
-           spreading: frozenset[str]) -> list[Case]:
-    allowed = tolerances(graph, probe.bindings)
+           spreading: frozenset[str], short: str = "") -> list[Case]:
+    allowed = tolerances(graph, probe.bindings, short)
     cases = []
     for name in graph.outputs:
         shape = graph.types[name].shape
@@ -177,12 +177,13 @@ def _loose(graph: Graph, probe: Probe, wanted: np.ndarray, batched: bool,
 
 def verify(run: Run, original: Original, graph: Graph, *, engine: str = "engine", inputs: Sequence[Feeds] = (),
            seed: int = 0, seconds: float = 60.0, exact: bool = False,
-           tried: Sequence[Probe] | None = None) -> Verdict:
+           tried: Sequence[Probe] | None = None, short: str = "") -> Verdict:
     """Compare `run` with the original on the given inputs and on generated ones, or on those of `tried`.
 
     `graph` is the model as it was loaded: it says what the inputs may be and how much its sums may round. Special
     values are tried as long as `seconds` last; what was not tried is listed. An `exact` engine has no kernels that
-    spread a NaN of an input over a tile or a row, so that is no excuse there. Never raises for a difference: the
+    spread a NaN of an input over a tile or a row, so that is no excuse there. `short` names the type ("f16") in which
+    an engine keeps values that the model has in f32. Never raises for a difference: the
     verdict says it. Raises InputError where the original takes none of the inputs.
     """
     begin = time.perf_counter()
@@ -206,7 +207,7 @@ def verify(run: Run, original: Original, graph: Graph, *, engine: str = "engine"
                 refused.append(error)
                 skipped.append(f"{probe.name}: {error.what}")
                 continue
-            judged = _judge(graph, probe, run(probe.feeds), wanted, spreading)
+            judged = _judge(graph, probe, run(probe.feeds), wanted, spreading, short)
             if not needed and any(not c.passed and c.pattern for c in judged):
                 judged, unjudged = _conditioned(judged, graph, probe, wanted, original)
                 skipped += unjudged

@@ -1,5 +1,5 @@
 """The reference: what every kernel is compared with, and what serves a site that no tactic serves."""
 from ingot.kernels.reference.layout import from_physical, to_physical
-from ingot.kernels.reference.site import run_site
+from ingot.kernels.reference.site import run_site, run_wide
 
-__all__ = ["from_physical", "run_site", "to_physical"]
+__all__ = ["from_physical", "run_site", "run_wide", "to_physical"]

@@ -114,6 +114,11 @@ class CudaSession:
         self.driver.finish(stream)
 
     @property
+    def threads(self) -> int:
+        """Of the host: one."""
+        return 1
+
+    @property
     def device_memory(self) -> int:
         """Bytes on the device: arena, weights, buffers of requests, and what lies beside them."""
         slots = sum(b.nbytes for s in self._slots for b in s.kept if isinstance(b, DeviceBlock))

@@ -1,0 +1,55 @@
+"""What only a whole run can tell: which launches gain by beginning before the one before has ended.
+
+Programmatic dependent launch hides a kernel's start behind the end of the one before it; where that one fills the
+device it costs instead. Each site is tried in the whole network, replayed as one graph, not by itself.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ingot.runtime.cuda.session import CudaSession
+
+_ROUNDS = 30            # replays of one measurement
+_GAIN = 0.999           # a change must do better than this share of the best so far
+
+
+@dataclass(frozen=True)
+class Context:
+    """The launches to make dependent, and the median seconds of a run with them and without any."""
+
+    dependent: tuple[int, ...]
+    seconds: float
+    plain: float
+
+
+def raced_in_context(session: CudaSession, feeds: Mapping[str, np.ndarray]) -> Context:
+    """Try none, all, then each site turned over, keeping what makes the whole run faster."""
+    able = session.may_depend
+    sites: dict[str, list[int]] = {}
+    for index in able:
+        sites.setdefault(session.variant.program.launches[index].site.key, []).append(index)
+
+    def seconds(chosen: frozenset[int]) -> float:
+        session.with_dependent(chosen)
+        found = sorted(session.device_seconds(feeds, rounds=_ROUNDS))
+        return found[len(found) // 2]
+
+    plain = seconds(frozenset())
+    best, best_seconds = frozenset[int](), plain
+    if able and (all_ := seconds(frozenset(able))) < best_seconds * _GAIN:
+        best, best_seconds = frozenset(able), all_
+    for group in sites.values():
+        turned = best ^ frozenset(group) if set(group) <= best or not set(group) & best else best | frozenset(group)
+        if (taken := seconds(turned)) < best_seconds * _GAIN:
+            best, best_seconds = turned, taken
+    final = seconds(best)
+    if final > (again := seconds(frozenset())):
+        best, final = frozenset(), again
+    session.with_dependent(best)
+    return Context(tuple(sorted(best)), final, plain)
+
+
+__all__ = ["Context", "raced_in_context"]
