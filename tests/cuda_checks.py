@@ -17,6 +17,8 @@ from ingot.kernels.reference import from_physical, to_physical
 from ingot.ops import OPS
 from ingot.target import Target
 
+# products of bf16: the interpreter takes their bits for integers
+DOTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Attention", "Einsum"})
 TARGETS = {isa: Target("cuda", isa=isa) for isa in ("sm_80", "sm_90", "sm_100")}
 
 
@@ -205,7 +207,7 @@ def check_op(op: str, points: int = 2, only: str = "") -> list[str]:
             continue
         variants = [(site, given)]
         if number % 3 == 0 and any(o.type.dtype == F32 for o in site.inputs) and op != "Cast":
-            variants.append(as_dtype(site, given, F16 if number % 2 else BF16))
+            variants.append(as_dtype(site, given, F16 if number % 2 or op in DOTS else BF16))
         for made, known in variants:
             for tactic in TACTICS["cuda"]:
                 if (only and tactic.name != only) or tactic.declines(made, TARGETS["sm_90"]) is not None:

@@ -3,14 +3,31 @@
 A target is `Target("cuda", isa="sm_90", ...)`; the feature "tf32" lets products of f32 use the matrix units' tf32 mode.
 Activations of convolutions lie channels last (layout "nhwc"); convolutions and movement take plain operands as well.
 """
+from ingot.kernels.cuda.attention import FlashAttention
 from ingot.kernels.cuda.base import CudaTactic, Drafts
+from ingot.kernels.cuda.conv import Convolution, Depthwise
+from ingot.kernels.cuda.indexed import ConstantPad, Gather, Generated, OneHot, Pooling, Resampling
 from ingot.kernels.cuda.kernel import COUNTERS, DATA, WORKSPACE, CudaKernel, CudaLaunch, Pointer, Scalar, TensorMap
+from ingot.kernels.cuda.matmul import MatMul
 from ingot.kernels.cuda.pointwise import Copies, Pointwise
+from ingot.kernels.cuda.rows import Normalization, Reduction
 from ingot.kernels.tactic import TACTICS
 
 TACTICS["cuda"] = (
+    Depthwise(),
+    Convolution(),
+    MatMul(),
+    FlashAttention(),
+    Normalization(),
+    Reduction(),
     Pointwise(),
     Copies(),
+    Pooling(),
+    Resampling(),
+    ConstantPad(),
+    Gather(),
+    OneHot(),
+    Generated(),
 )
 
 __all__ = ["COUNTERS", "DATA", "WORKSPACE", "CudaKernel", "CudaLaunch", "CudaTactic", "Drafts", "Pointer", "Scalar",

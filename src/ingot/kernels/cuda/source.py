@@ -255,6 +255,8 @@ def times(index: str, stride: str) -> str:
     """index * stride, simplified."""
     if "0" in (index, stride):
         return "0"
+    if " + " in index or " - " in index:
+        index = f"({index})"
     return index if stride == "1" else f"{index} * {stride}"
 
 

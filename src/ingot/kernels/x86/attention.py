@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, inf, log, sqrt
 
-from ingot.graph import BOOL, F32, Dim, evaluate
+from ingot.graph import BOOL, F32, Dim, DType, evaluate
 from ingot.kernels.codegen import Code, Int, Value, isa_of, math
 from ingot.kernels.codegen.expression import to_mask
 from ingot.kernels.codegen.tile import Tile, fits, transposed
@@ -59,8 +59,8 @@ def _heads(operand: Operand, count: object) -> Heads | str:
     return Heads((shape[0], count, shape[1], width), (steps[0], width * steps[2], steps[1], steps[2]))
 
 
-def form_of(site: Site) -> AttentionForm | str:
-    """The form of an Attention site, or why it is not served."""
+def form_of(site: Site, dtypes: Sequence[DType] = (F32,)) -> AttentionForm | str:
+    """The form of an Attention site over one of these element types, or why it is not served."""
     if site.op != "Attention":
         return f"it computes Attention, not {site.op}"
     if len(site.steps) != 1 or len(site.outputs) != 1:
@@ -81,8 +81,9 @@ def form_of(site: Site) -> AttentionForm | str:
     if reasons := [h for h in found if isinstance(h, str)]:
         return reasons[0]
     query, key, value, out = (h for h in found if isinstance(h, Heads))
-    if any(o.type.dtype != F32 for i, o in enumerate((*site.inputs, *site.outputs)) if i != refs[3]):
-        return "it takes f32"
+    kinds = {o.type.dtype for i, o in enumerate((*site.inputs, *site.outputs)) if i != refs[3]}
+    if len(kinds) != 1 or not kinds <= set(dtypes):
+        return f"it takes {', '.join(map(str, dtypes))}"
     if any(h.steps[3] != 1 for h in (query, key, value, out)):
         return "features are not adjacent in memory"
     sizes = (query.shape[1], key.shape[1], query.shape[3], value.shape[3])
@@ -92,8 +93,8 @@ def form_of(site: Site) -> AttentionForm | str:
     mask_steps: tuple[Dim, ...] = ()
     if (m := refs[3]) is not None:
         mask = site.inputs[m]
-        if mask.type.dtype not in (F32, BOOL):
-            return "the mask is neither f32 nor bool"
+        if mask.type.dtype not in (*dtypes, BOOL):
+            return f"the mask is {mask.type.dtype}, neither a number like the operands nor bool"
         if not mask.type.rank or mask.type.shape[-1] != key.shape[2]:
             return "the mask is shorter than the keys"
         steps = aligned(mask.type.shape, mask.steps, (*query.shape[:3], key.shape[2]))
