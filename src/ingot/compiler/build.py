@@ -12,12 +12,12 @@ import numpy as np
 
 from ingot import env
 from ingot.compiler.gpu import build_gpu
+from ingot.compiler.intake import Extras, Intake, take_in
 from ingot.compiler.options import BuildOptions
 from ingot.compiler.stages import Clock, Dump, race_text, refuse_reference, report
 from ingot.engine import Engine, Variant, graph_digest, is_exact, make_variant, read_engine, write_engine
 from ingot.errors import EngineError, InternalError
-from ingot.frontend import ShapeSpec, is_shapes, source_from
-from ingot.frontend import load as load_model
+from ingot.frontend import ShapeSpec, is_shapes
 from ingot.graph import Graph, show
 from ingot.lower import Program, lower
 from ingot.passes import both, optimize, unwatched
@@ -28,7 +28,7 @@ from ingot.runtime.host import host_target
 from ingot.runtime.session import Session, code_cache
 from ingot.target import Target
 from ingot.tune import Progress, Tuning, TuningCache, generator_version, tune
-from ingot.verify import Verdict, accept, failing_probe, first_divergence, original_from, refuse, remembered, verify
+from ingot.verify import Verdict, failing_probe, first_divergence, original_from, refuse, remembered, verify
 
 _LOG = logging.getLogger("ingot")
 Feeds = Mapping[str, np.ndarray]
@@ -58,7 +58,8 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
                       options: BuildOptions = BuildOptions(), *, inputs: Sequence[Feeds] = (),
                       original: object = None, progress: Callable[[Progress], None] | None = None,
                       name: str = "", example_inputs: Any = None, dynamic: Any = None,
-                      weights: str | os.PathLike[str] | None = None, opset: int | None = None) -> Build:
+                      weights: str | os.PathLike[str] | None = None, opset: int | None = None,
+                      preprocess: str = "") -> Build:
     """Build an engine for this machine's CPU, and compare it with the model it came from.
 
     `model` is the path, bytes or proto of an ONNX model, or a `Graph`. `shapes` gives sizes and profiles per input,
@@ -68,7 +69,8 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
 
     A PyTorch module, an exported program or a file of one is exported first, and every export is held against the
     module's own run; `example_inputs` is what it is called with, `dynamic` which axes may vary (True: the batch),
-    `weights` a checkpoint to load into it, `opset` the ONNX version to export to.
+    `weights` a checkpoint to load into it, `opset` the ONNX version to export to. `preprocess` puts a
+    recipe of `frontend.preprocess` in front of the input of images, for example "imagenet:480x640".
 
     Raises ModelError, UnsupportedError, InputError or VerifyError.
     """
@@ -78,18 +80,12 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
     clock = Clock()
 
     with clock("load"):
-        source = source_from(model, example_inputs, dynamic, shapes, weights=weights, opset=opset)
-        taken = accept(source, inputs=inputs, seed=options.seed, check=options.verify,
-                       lenient=options.allow_unverified) if source else None
-        graph = taken.graph if taken else load_model(model, shapes)
-        for alarm in taken.alarms if taken else ():
-            _LOG.log(logging.INFO if alarm.kind == "pre-processing" else logging.WARNING, "%s", alarm)
+        taken = take_in(model, shapes, options, Extras(example_inputs, dynamic, weights, opset, preprocess), inputs,
+                        original)
+        graph = taken.graph
     if options.target not in ("", "x86"):
-        judged = (taken.original, (*([source.examples] if source else []), *inputs)) if taken and source else None
-        made = build_gpu(graph, options, clock, dump, inputs=judged[1] if judged and original is None else inputs,
-                         original=judged[0] if judged and original is None else original, progress=progress,
-                         name=name or (source.name if source else _name(model)), path=_path(model),
-                         notes=taken.lines if taken else ())
+        made = build_gpu(graph, options, clock, dump, inputs=taken.inputs, original=taken.original, progress=progress,
+                         name=name or taken.name, path=_path(model), notes=taken.notes)
         return Build(made.engine, dict(clock.seconds), made.tuning)
     with clock("optimize"):
         optimized = _optimize(graph, target, options, dump)
@@ -103,13 +99,10 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
     with clock("plan"):
         variant = make_variant(program, target, tuned.choices, tuned.kernels, report(graph, optimized, program))
         dump("plan", lambda: str(variant.plan))
-    engine = Engine(name or (source.name if source else _name(model)), graph, (variant,))
-    if taken and original is None:
-        original, inputs = taken.original, (*([source.examples] if source else []), *inputs)
+    engine = Engine(name or taken.name, graph, (variant,))
     if options.verify:
         with clock("verify"):
-            engine = _verified(engine, variant, optimized, model, options, inputs, original,
-                               taken.lines if taken else ())
+            engine = _verified(engine, variant, optimized, model, options, taken)
     return Build(engine, dict(clock.seconds), tuned)
 
 
@@ -138,15 +131,16 @@ def save(engine: Engine, path: str | os.PathLike[str]) -> None:
 
 
 def _verified(engine: Engine, variant: Variant, optimized: Graph, model: Any, options: BuildOptions,
-              inputs: Sequence[Feeds], original: object, notes: tuple[str, ...] = ()) -> Engine:
+              taken: Intake) -> Engine:
     """The engine with its verdict inside. Raises VerifyError, naming the first diverging node, if it does not pass."""
-    judge = original_from(original, engine.graph, _path(model))
-    if original in (None, "reference"):
+    judge = original_from(taken.original, engine.graph, _path(model))
+    inputs = taken.inputs
+    if taken.original in (None, "reference"):
         judge = remembered(judge, lambda: graph_digest(engine.graph), env.cache_folder() / "answers")
     session = Session(engine, variant=variant)
     verdict = verify(session.run, judge, engine.graph, engine=engine.name, inputs=inputs, seed=options.seed,
                      exact=is_exact(variant))
-    verdict = replace(verdict, notes=notes)
+    verdict = replace(verdict, notes=taken.notes)
     if not verdict.passed:
         verdict = replace(verdict, diverged=_divergence(engine, variant, optimized, verdict, inputs, options.seed))
         if not options.allow_unverified:
@@ -192,5 +186,3 @@ def _path(model: Any) -> str:
     return os.fspath(model) if isinstance(model, (str, os.PathLike)) else ""
 
 
-def _name(model: Any) -> str:
-    return Path(model).stem if isinstance(model, (str, os.PathLike)) else "model"

@@ -1,4 +1,5 @@
 """Is the engine still the model? Parity on random, resized and special inputs, within a derived tolerance."""
+from ingot.verify.alarms import graph_alarms
 from ingot.verify.answers import remembered
 from ingot.verify.export import Accepted, Attempt, accept
 from ingot.verify.original import Original, onnxruntime_original, original_from, reference_original
@@ -9,6 +10,6 @@ from ingot.verify.verify import Case, Verdict, failing_probe, first_divergence, 
 
 __all__ = [
     "Accepted", "Attempt", "Case", "Difference", "Original", "Probe", "Tolerance", "Verdict", "accept", "compare",
-    "failing_probe", "first_divergence", "index_limit", "onnxruntime_original", "original_from", "probes",
-    "random_feeds", "reference_original", "refuse", "remembered", "tolerances", "verify",
+    "failing_probe", "first_divergence", "graph_alarms", "index_limit", "onnxruntime_original", "original_from",
+    "probes", "random_feeds", "reference_original", "refuse", "remembered", "tolerances", "verify",
 ]

@@ -16,6 +16,7 @@ from ingot.frontend import load
 from ingot.frontend.source import Alarm, Export, Source
 from ingot.graph import Graph
 from ingot.ops.reference import run_graph
+from ingot.verify.alarms import graph_alarms
 from ingot.verify.original import Original
 from ingot.verify.parity import compare
 from ingot.verify.probe import Probe, probes
@@ -109,7 +110,7 @@ def _accepted(source: Source, graphs: Sequence[Graph | None], attempts: Sequence
     graph = graphs[chosen]
     if graph is None:
         raise UnsupportedError("no exporter gave a graph", where=source.name)
-    alarms = dict.fromkeys((*source.alarms, *attempts[chosen].alarms, *(preprocessing_alarms(graph))))
+    alarms = dict.fromkeys((*source.alarms, *attempts[chosen].alarms, *graph_alarms(graph)))
     other = any(a.kind == "not finite" for a in alarms)
     return Accepted(graph, attempts[chosen].export, _original(source, graph, other), tuple(attempts), tuple(alarms))
 
@@ -276,23 +277,6 @@ def shown(feeds: Feeds) -> str:
     return ", ".join(one(n, a) for n, a in feeds.items())
 
 
-# --- pre-processing -------------------------------------------------------------------------------------------------
-
-def preprocessing_alarms(graph: Graph) -> tuple[Alarm, ...]:
-    """Images that go straight into a convolution: whatever scales and normalises them stayed outside the graph."""
-    found = []
-    for name in graph.inputs:
-        t = graph.types[name]
-        readers = graph.readers.get(name, ())
-        if (t.dtype.kind == "float" and t.rank == 4 and t.shape[1] in (1, 3) and len(readers) == 1
-                and readers[0].op == "Conv" and all(not isinstance(d, int) or d >= 32 for d in t.shape[2:])):
-            found.append(Alarm("pre-processing", f"the images of input '{name}' go into a convolution as they come",
-                               where=readers[0].where,
-                               why="resizing and normalising stayed outside the graph, where nothing checks them",
-                               mend="--preprocess imagenet (or clip, unit, signed, caffe) puts them inside"))
-    return tuple(found)
-
-
 def causes_of(cases: Sequence[Case]) -> tuple[str, ...]:
     """What the pattern of failures says: sizes that were frozen, values that were."""
     failed = {c.inputs for c in cases if not c.passed}
@@ -304,4 +288,4 @@ def causes_of(cases: Sequence[Case]) -> tuple[str, ...]:
     return ("it is right on the example and wrong on other values: something was frozen",)
 
 
-__all__ = ["Accepted", "Attempt", "accept", "causes_of", "named", "preprocessing_alarms", "shown", "variations"]
+__all__ = ["Accepted", "Attempt", "accept", "causes_of", "named", "shown", "variations"]

@@ -65,6 +65,8 @@ def _random(graph: Graph, name: str, bindings: Mapping[str, int], rng: np.random
         return (np.arange(shape[-1]) < lengths[..., None]).astype(dtype.numpy)
     if dtype.kind in ("int", "uint"):
         limit = index_limit(graph, name)
+        if limit is None and dtype.name == "u8" and type_.rank > 2:
+            limit = 256         # pixels
         return rng.integers(0, _PLAIN_RANGE if limit is None else limit, shape).astype(dtype.numpy)
     if dtype.kind == "bool":
         return rng.integers(0, 2, shape).astype(bool)
