@@ -91,7 +91,7 @@ def test_a_model_joined_to_it_takes_images():
 
 
 def test_symbolic_sizes_are_normalised_and_not_resized():
-    model = MODEL.replace("32,32", "H,W").replace("symbol N", "symbol H: 8..16..32\n    symbol W: 8..16..32\n    symbol N")
+    model = "\n    symbol H: 8..16..32\n    symbol W: 8..16..32" + MODEL.replace("32,32", "H,W")
     assert prepared("imagenet", images(9, 11), model).shape == (2, 3, 9, 11)
     with pytest.raises(UnsupportedError, match="cannot be brought to HxW"):
         prepared("imagenet:9x11", images(9, 11), model)

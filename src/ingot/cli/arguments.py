@@ -38,12 +38,22 @@ def called_from(text: str) -> Any:
     file, _, name = text.rpartition(":")
     spec = importlib.util.spec_from_file_location("ingot_given", file) if Path(file).is_file() else None
     if spec is None or spec.loader is None:
-        raise InputError(f"cannot read the Python file {file!r}", where="--torch", mend="write FILE.py:NAME")
+        raise InputError(f"cannot read the Python file {file!r}", mend="write FILE.py:NAME")
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     if not callable(getattr(made, name, None)):
-        raise InputError(f"{file} has no function or class {name!r}", where="--torch", mend="write FILE.py:NAME")
+        raise InputError(f"{file} has no function or class {name!r}", mend="write FILE.py:NAME")
     return getattr(made, name)()
+
+
+def model_from(text: str) -> Any:
+    """The path of a model, or what `FILE.py:NAME` gives when it is called. Raises InputError."""
+    return called_from(text) if ".py:" in text else text
+
+
+def takes_examples(model: Any) -> bool:
+    """Whether a model is exported by its framework, which needs inputs to do it with."""
+    return not isinstance(model, str) or Path(model).suffix in (".pt", ".pth", ".ts", ".torchscript")
 
 
 def told_sizes(graph: Graph, texts: Sequence[str]) -> dict[str, int]:

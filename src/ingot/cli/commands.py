@@ -38,16 +38,29 @@ from ingot.bench import (
     summary,
     torch_peer,
 )
-from ingot.cli.arguments import array_from, batch_sizes, called_from, feeds_from, file_name, sizes_at, told_sizes
+from ingot.cli.arguments import (
+    array_from,
+    batch_sizes,
+    called_from,
+    feeds_from,
+    file_name,
+    model_from,
+    sizes_at,
+    takes_examples,
+    told_sizes,
+)
 from ingot.compiler.build import build_with_report
 from ingot.compiler.build import load as load_engine
-from ingot.compiler.gpu import merged, short_feeds, wide_results
+from ingot.compiler.check import check_engine
+from ingot.compiler.gpu import merged, short_feeds
+from ingot.compiler.intake import Extras
 from ingot.compiler.options import BuildOptions
-from ingot.engine import Engine, Variant, is_exact, opened, read_engine, write_engine
+from ingot.engine import Engine, Variant, opened, read_engine, write_engine
 from ingot.env import read
 from ingot.errors import IngotError, InputError, InternalError, VerifyError
 from ingot.frontend import load as load_graph
 from ingot.frontend import parse_shapes
+from ingot.frontend.preprocess import RECIPES
 from ingot.graph import show
 from ingot.report import (
     ProgressBar,
@@ -69,7 +82,7 @@ from ingot.runtime.cuda.session import CudaSession
 from ingot.runtime.cuda.target import found_driver, has_cuda
 from ingot.runtime.host import host_target
 from ingot.runtime.session import Session
-from ingot.verify import Verdict, original_from, probes, random_feeds, refuse, verify
+from ingot.verify import Verdict, random_feeds, refuse
 
 HELP = {f.name: str(f.metadata.get("help", "")) for f in fields(BuildOptions)}
 ENGINE_SUFFIX = ".ingot"
@@ -88,6 +101,15 @@ Device = Annotated[str, typer.Option("--device", help="cpu or cuda; default: the
 Threads = Annotated[int, typer.Option("--threads", min=0, help=HELP["threads"])]
 EnginePath = Annotated[Path, typer.Argument(metavar="ENGINE", help="an engine file")]
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="an ONNX file")]
+AnyModel = Annotated[str, typer.Argument(
+    metavar="MODEL", help="an ONNX file, a .pt2 of torch.export, a TorchScript .pt, a SavedModel or .keras, or "
+    "FILE.py:NAME, which gives the model when called")]
+Weights = Annotated[Path | None, typer.Option(
+    "--weights", help="a checkpoint (state dict, or Lightning's) to load into the PyTorch module")]
+Opset = Annotated[int | None, typer.Option("--opset", help="ONNX version to export a framework's model to")]
+Preprocess = Annotated[str, typer.Option(
+    "--preprocess", metavar="KIND:HxW", help="images come as uint8 [N,height,width,3]; resizing, normalising and "
+    f"layout go inside the graph. Kinds: {', '.join(RECIPES)}; without a size the images have the model's")]
 
 
 def tell(document: Mapping[str, object] | None, *parts: object) -> None:
@@ -114,13 +136,18 @@ def rich_table(table: Table) -> RichTable:
 
 @app.command()
 def build(
-    model: ModelPath,
+    model: AnyModel,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="the engine file; default: MODEL.ingot")] = None,
     shapes: Shapes = None,
     inputs: Annotated[list[Path] | None, typer.Option(
-        "--inputs", help="an .npz file with one array per input to verify on; once per set")] = None,
+        "--inputs", help="an .npz file with one array per input to verify on, and to export with; once per set"
+    )] = None,
     against: Annotated[str, typer.Option(
-        "--against", help="who knows the right answers: reference or onnxruntime")] = "reference",
+        "--against", help="who knows the right answers: reference or onnxruntime; default: the model's own framework, "
+        "the reference for ONNX")] = "",
+    weights: Weights = None,
+    opset: Opset = None,
+    preprocess: Preprocess = "",
     budget: Annotated[float | None, typer.Option("--budget", min=0, metavar="SECONDS", help=HELP["budget"])] = None,
     tune: Annotated[bool, typer.Option("--tune/--no-tune", help=HELP["tune"])] = True,
     exact: Annotated[bool, typer.Option("--exact", help=HELP["exact"])] = False,
@@ -150,12 +177,15 @@ def build(
     options = BuildOptions(threads=threads, tune=tune, budget=budget, exact=exact, strict=strict, verify=check,
                            allow_unverified=allow_unverified, check_passes=check_passes, isa=isa, seed=seed, dump=dump,
                            target=target, precision=precision, outside=outside, candidates=candidates, points=points)
-    output = output or into or model.with_suffix(ENGINE_SUFFIX)
+    output = output or into or Path(model.rpartition(".py:")[0] or model).with_suffix(ENGINE_SUFFIX)
     given = [feeds_from(path) for path in inputs or []]
     begin = time.perf_counter()
     with ProgressBar(quiet=as_json) as progress:
-        made = build_with_report(str(model), parse_shapes(shapes or []), options, inputs=given, original=against,
-                                 progress=progress)
+        found = model_from(model)
+        example = given.pop(0) if given and takes_examples(found) else None
+        made = build_with_report(found, parse_shapes(shapes or []), options, inputs=given, original=against or None,
+                                 progress=progress, example_inputs=example, weights=weights, opset=opset,
+                                 preprocess=preprocess)
     engine, tuned = merged(read_engine(into), made.engine) if into else made.engine, made.tuning
     write_engine(engine, output)
     seconds = time.perf_counter() - begin
@@ -348,10 +378,15 @@ def _apart(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> 
 
 @app.command()
 def check(
-    original: ModelPath,
+    original: AnyModel,
     engine: EnginePath,
     against: Annotated[str, typer.Option(
-        "--against", help="who runs the original: reference or onnxruntime")] = "reference",
+        "--against", help="who runs an ONNX original: reference or onnxruntime")] = "",
+    bisect: Annotated[bool, typer.Option(
+        "--bisect", help="name the first node whose value the engine computes differently, with the shipped kernels "
+        "and in bounded memory")] = False,
+    weights: Weights = None,
+    preprocess: Preprocess = "",
     inputs: Annotated[list[Path] | None, typer.Option(
         "--inputs", help="an .npz file to compare on; once per set")] = None,
     seed: Annotated[int, typer.Option("--seed", help=HELP["seed"])] = 0,
@@ -362,19 +397,13 @@ def check(
 ) -> None:
     """Compare an engine with its original model, on given, random and special inputs. Exit code 3 where they differ.
 
-    Example: ingot check model.onnx model.ingot --against onnxruntime
+    Example: ingot check model.onnx model.ingot --against onnxruntime --bisect
     """
     loaded = load_engine(engine, threads=threads or None)
     session = open_session(loaded, threads or None, device=device, trust=trust)
-    ranges = {v: [d if isinstance(d, int) else loaded.graph.symbols.get(str(d), str(d))
-                  for d in loaded.graph.types[v].shape] for v in loaded.graph.inputs}
-    graph = load_graph(str(original), ranges)
-    judge = original_from(against, graph, str(original))
-    short = str(session.variant.report.get("precision", "f32")).removeprefix("f32")
-    tried = [p for p in probes(graph, seed) if p.name.startswith("random")] if short in ("f16", "bf16") else None
-    verdict = verify(lambda feeds: wide_results(graph, session.run(short_feeds(session.variant, feeds))), judge, graph,
-                     engine=str(engine), inputs=[feeds_from(p) for p in inputs or []], seed=seed,
-                     exact=is_exact(session.variant), tried=tried, short=short)
+    verdict = check_engine(model_from(original), loaded, session=session, against=against,
+                           inputs=[feeds_from(p) for p in inputs or []], seed=seed, bisect=bisect, name=str(engine),
+                           extras=Extras(weights=weights, preprocess=preprocess))
     tell(verdict.to_json() if as_json else None, verdict)
     if not verdict.passed:
         raise typer.Exit(3) if as_json else refuse(verdict)

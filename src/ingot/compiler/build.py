@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ingot import env
+from ingot.compiler.divergence import divergence
 from ingot.compiler.gpu import build_gpu
 from ingot.compiler.intake import Extras, Intake, take_in
 from ingot.compiler.options import BuildOptions
@@ -28,7 +29,7 @@ from ingot.runtime.host import host_target
 from ingot.runtime.session import Session, code_cache
 from ingot.target import Target
 from ingot.tune import Progress, Tuning, TuningCache, generator_version, tune
-from ingot.verify import Verdict, failing_probe, first_divergence, original_from, refuse, remembered, verify
+from ingot.verify import failing_probe, original_from, refuse, remembered, verify
 
 _LOG = logging.getLogger("ingot")
 Feeds = Mapping[str, np.ndarray]
@@ -142,23 +143,11 @@ def _verified(engine: Engine, variant: Variant, optimized: Graph, model: Any, op
                      exact=is_exact(variant))
     verdict = replace(verdict, notes=taken.notes)
     if not verdict.passed:
-        verdict = replace(verdict, diverged=_divergence(engine, variant, optimized, verdict, inputs, options.seed))
+        probe = failing_probe(verdict, engine.graph, inputs, options.seed)
+        verdict = replace(verdict, diverged=divergence(engine, variant, optimized, probe) if probe else "")
         if not options.allow_unverified:
             raise refuse(verdict)
     return replace(engine, verdict=verdict.to_json())
-
-
-def _divergence(engine: Engine, variant: Variant, optimized: Graph, verdict: Verdict, inputs: Sequence[Feeds],
-                seed: int) -> str:
-    """Which launch goes wrong first: the same kernels once more, with every launch's result kept."""
-    probe = failing_probe(verdict, engine.graph, inputs, seed)
-    if probe is None:
-        return ""
-    written = [w for x in variant.program.launches for w in x.writes if w in optimized.types]
-    kept = tuple(dict.fromkeys((*variant.program.outputs, *written)))
-    watched = make_variant(replace(lower(optimized, variant.target), outputs=kept), variant.target, variant.choices)
-    values = Session(engine, variant=watched).run(probe.feeds)
-    return first_divergence(values, optimized, probe)
 
 
 def _optimize(graph: Graph, target: Target, options: BuildOptions, dump: Dump) -> Graph:

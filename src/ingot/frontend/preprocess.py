@@ -100,7 +100,8 @@ def _prefix(name: str, recipe: Recipe, batch: Dim, given: tuple[Dim, Dim], wante
         value = build.node("MatMul", value, build.constant(f"{name}.columns", np.ascontiguousarray(columns.T)),
                            origin=origin)
         if recipe.filter == "cubic":
-            low, high = (build.constant(f"{name}.{n}", np.float32(v)) for n, v in (("least", 0), ("most", 255)))
+            low = build.constant(f"{name}.least", np.array(0, np.float32))
+            high = build.constant(f"{name}.most", np.array(255, np.float32))
             value = build.node("Clip", value, low, high, origin=origin)
     if fill is not None and fill.any():
         value = build.node("Add", value, build.constant(f"{name}.fill", fill), origin=origin)
@@ -123,21 +124,20 @@ def resampling(recipe: Recipe, height: tuple[int, int], width: tuple[int, int]
     `height` and `width` are (from, to).
     """
     if recipe.fit == "stretch":
-        sizes, before = (height[1], width[1]), (0, 0)
+        sizes, before = [height[1], width[1]], [0, 0]
     elif recipe.fit == "cover":
         side = min(height[1], width[1])
         shorter = round(side * recipe.margin)
         short = min(height[0], width[0])
-        sizes = tuple(shorter * n // short if n != short else shorter for n in (height[0], width[0]))
-        sizes = tuple(max(n, to) for n, to in zip(sizes, (height[1], width[1]), strict=True))
-        before = tuple(-round((n - to) / 2.0) for n, to in zip(sizes, (height[1], width[1]), strict=True))
+        sizes = [max(shorter * n // short if n != short else shorter, to) for n, to in (height, width)]
+        before = [-round((n - to) / 2.0) for n, to in zip(sizes, (height[1], width[1]), strict=True)]
     else:
         step = min(height[1] / height[0], width[1] / width[0])
-        sizes = (max(1, round(height[0] * step)), max(1, round(width[0] * step)))
-        before = ((height[1] - sizes[0]) // 2, (width[1] - sizes[1]) // 2)
+        sizes = [max(1, round(height[0] * step)), max(1, round(width[0] * step))]
+        before = [(height[1] - sizes[0]) // 2, (width[1] - sizes[1]) // 2]
     rows, columns = (_matrix(recipe.filter, n, size, to, start) for (n, to), size, start in
                      zip((height, width), sizes, before, strict=True))
-    covered = rows.any(1)[:, None] & columns.any(1)[None]
+    covered = np.outer(rows.any(axis=1), columns.any(axis=1))
     return rows, columns, np.where(covered, 0, recipe.fill).astype(np.float32)[None, None]
 
 

@@ -1,15 +1,16 @@
 """Is the engine still the model? Parity on random, resized and special inputs, within a derived tolerance."""
 from ingot.verify.alarms import graph_alarms
 from ingot.verify.answers import remembered
+from ingot.verify.bisect import bisect, first_divergence
 from ingot.verify.export import Accepted, Attempt, accept
 from ingot.verify.original import Original, onnxruntime_original, original_from, reference_original
 from ingot.verify.parity import Difference, compare
 from ingot.verify.probe import Probe, index_limit, probes, random_feeds
 from ingot.verify.tolerance import Tolerance, tolerances
-from ingot.verify.verify import Case, Verdict, failing_probe, first_divergence, refuse, verify
+from ingot.verify.verify import Case, Verdict, failing_probe, refuse, verify
 
 __all__ = [
-    "Accepted", "Attempt", "Case", "Difference", "Original", "Probe", "Tolerance", "Verdict", "accept", "compare",
-    "failing_probe", "first_divergence", "graph_alarms", "index_limit", "onnxruntime_original", "original_from",
-    "probes", "random_feeds", "reference_original", "refuse", "remembered", "tolerances", "verify",
+    "Accepted", "Attempt", "Case", "Difference", "Original", "Probe", "Tolerance", "Verdict", "accept", "bisect",
+    "compare", "failing_probe", "first_divergence", "graph_alarms", "index_limit", "onnxruntime_original",
+    "original_from", "probes", "random_feeds", "reference_original", "refuse", "remembered", "tolerances", "verify",
 ]

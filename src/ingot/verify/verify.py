@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from ingot.errors import InputError, VerifyError
-from ingot.graph import Expr, Graph, Node
-from ingot.ops.reference import bindings_from, run_graph
+from ingot.graph import Expr, Graph
+from ingot.ops.reference import bindings_from
 from ingot.verify.original import Original
 from ingot.verify.parity import Difference, compare
 from ingot.verify.probe import Probe, probes
@@ -96,7 +96,8 @@ class Verdict:
         return "\n".join(lines)
 
 
-def _note(difference: Difference, tolerance: Tolerance) -> str:
+def noted(difference: Difference, tolerance: Tolerance) -> str:
+    """Why a difference is too large, in words; empty where it is not."""
     if difference.note:
         return difference.note
     at = f" at {list(difference.where)}"
@@ -120,7 +121,7 @@ def _judge(graph: Graph, probe: Probe, got: Mapping[str, np.ndarray], wanted: Ma
         tolerance = allowed[name]
         cases.append(Case(probe.name, name, difference.largest, difference.relative, difference.cosine,
                           tolerance.relative, tolerance.source, difference.within(tolerance.relative),
-                          _note(difference, tolerance), not difference.note and not difference.wrong_pattern))
+                          noted(difference, tolerance), not difference.note and not difference.wrong_pattern))
     return cases
 
 
@@ -175,6 +176,11 @@ def _loose(graph: Graph, probe: Probe, wanted: np.ndarray, batched: bool,
     return np.asarray(np.any([~np.isfinite(a.reshape(len(a), -1)).all(1) for a in floats], axis=0))
 
 
+def loosened(graph: Graph, probe: Probe, wanted: np.ndarray) -> np.ndarray | None:
+    """Where an intermediate value may hold any NaN or infinity, for the inputs of a probe held some."""
+    return _loose(graph, probe, wanted, False, _GUARDED | _INEXACT)
+
+
 def verify(run: Run, original: Original, graph: Graph, *, engine: str = "engine", inputs: Sequence[Feeds] = (),
            seed: int = 0, seconds: float = 60.0, exact: bool = False,
            tried: Sequence[Probe] | None = None, short: str = "") -> Verdict:
@@ -226,43 +232,6 @@ def failing_probe(verdict: Verdict, graph: Graph, inputs: Sequence[Feeds] = (), 
     given = [Probe(f"given inputs {i + 1}", feeds, bindings_of(graph, feeds)) for i, feeds in enumerate(inputs)]
     failed = {c.inputs for c in verdict.cases if not c.passed}
     return next((p for p in [*given, *probes(graph, seed)] if p.name in failed), None)
-
-
-def first_divergence(values: Mapping[str, np.ndarray], optimized: Graph, probe: Probe) -> str:
-    """The first node of the optimised graph whose value the engine computed differently, in words.
-
-    `values` are the engine's own intermediate results by name, in plain layout. They are compared with what the
-    reference gives for the same names; the tolerance of each is that of its own path through the graph.
-    """
-    watched = tuple(o for n in optimized.nodes for o in n.outputs if o in values)
-    with np.errstate(all="ignore"):
-        wanted = run_graph(replace(optimized, outputs=watched), probe.feeds)
-    allowed = tolerances(optimized, probe.bindings)
-    for node in optimized.nodes:
-        for value in node.outputs:
-            if value in wanted:
-                difference = compare(np.asarray(values[value]), wanted[value],
-                                     loose=_loose(optimized, probe, wanted[value], False, _GUARDED | _INEXACT))
-                if not difference.within(allowed[value].relative):
-                    inside = [f"{n.op} '{n.output}'" for n in _unseen(optimized, node, values)]
-                    with_ = f", in one kernel with {', '.join(inside)}" if inside else ""
-                    detail = _note(difference, allowed[value])
-                    return f"{node.where}{with_}: {difference.relative:.2g} relative, {detail}"
-    return ("none: every kernel gives what the optimised graph says, so a pass changed the model's meaning; "
-            "build with --check-passes to name it")
-
-
-def _unseen(graph: Graph, node: Node, values: Mapping[str, np.ndarray]) -> list[Node]:
-    """The nodes before this one whose results were never written out: they were fused with it."""
-    found: list[Node] = []
-    pending = list(node.inputs)
-    while pending:
-        value = pending.pop()
-        maker = graph.producers.get(value)
-        if maker is not None and value not in values and maker not in found:
-            found.append(maker)
-            pending += maker.inputs
-    return found[::-1]
 
 
 def refuse(verdict: Verdict) -> VerifyError:

@@ -1,0 +1,30 @@
+"""The first node whose value the engine computes differently: the same program, what it writes kept for a while."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from ingot.engine import Engine, Variant, make_variant
+from ingot.graph import Graph
+from ingot.lower import lower
+from ingot.runtime.session import Session
+from ingot.verify import Probe, bisect
+from ingot.verify.bisect import WINDOW
+
+
+def divergence(engine: Engine, variant: Variant, optimized: Graph, probe: Probe, limit: int = WINDOW) -> str:
+    """Which node goes wrong first on a probe, in words, keeping at most `limit` bytes of the engine's values at a time.
+
+    `optimized` is the graph the variant's program was lowered from.
+    """
+    program = lower(optimized, variant.target)
+    written = tuple(dict.fromkeys(w for x in program.launches for w in x.writes if w in optimized.types))
+
+    def run(names: tuple[str, ...]) -> Mapping[str, np.ndarray]:
+        kept = tuple(dict.fromkeys((*program.outputs, *names)))
+        watched = make_variant(replace(program, outputs=kept), variant.target, variant.choices)
+        return Session(engine, variant=watched).run(dict(probe.feeds))
+
+    return bisect(run, optimized, written, probe, limit)
