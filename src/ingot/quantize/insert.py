@@ -1,0 +1,161 @@
+"""Put integers into a graph, as data: Quantize and Dequantize around the sites of a plan, integer weights inside.
+
+What is inserted are plain nodes: the graph can be printed, run on the reference, and stored. The pass `fold_quantised`
+makes integer regions of them on targets that have such kernels.
+"""
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ingot.graph import Graph, GraphBuilder, Node
+from ingot.ops import infer
+from ingot.ops.op import OPS
+from ingot.quantize.scales import Calibration, TensorRange
+from ingot.quantize.sites import QuantSite
+from ingot.quantize.weights import by_channel
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How sites are made integer."""
+
+    smooth: float = 0.5         # SmoothQuant's alpha for products (Xiao et al. 2023); 0: not at all
+    uneven: float = 8.0         # smoothed only where the largest channel is so many times the middle one
+    correct_bias: bool = True   # add back the mean error of rounded weights (Nagel et al. 2019)
+    clip_weights: bool = False  # weights' ranges of least squared error
+    residuals: bool = True      # additions in networks of images read the integers, too
+
+
+def quantized(graph: Graph, sites: Collection[QuantSite], calibration: Calibration,
+              manner: Manner = Manner()) -> Graph:
+    """The graph with the given sites on integers. Raises KeyError where the calibration lacks a site's input."""
+    return _Insertion(graph, sites, calibration, manner).graph()
+
+
+class _Insertion:
+    """The state of one insertion; lives inside `quantized`."""
+
+    def __init__(self, graph: Graph, sites: Collection[QuantSite], calibration: Calibration, manner: Manner) -> None:
+        self.source, self.calibration, self.manner = graph, calibration, manner
+        self.sites = {s.name: s for s in sites}
+        self.build = GraphBuilder(infer, graph.symbols)
+        self.integers: dict[tuple[str, str], str] = {}          # (tensor, smoothing) -> its dequantised form
+        self.images = {s.input for s in sites if s.op == "Conv"} if manner.residuals else set()
+
+    def graph(self) -> Graph:
+        g, build = self.source, self.build
+        for name in g.inputs:
+            build.input(name, g.types[name])
+        dropped = {s.weight for s in self.sites.values() if g.uses[s.weight] == 1}
+        for name, array in g.constants.items():
+            if name not in dropped:
+                build.constant(name, array)
+        for node in g.nodes:
+            site = self.sites.get(node.output)
+            if site is not None:
+                self._site(node, site)
+            elif self._reads_integers(node):
+                build.add(replace(node, inputs=tuple(
+                    self._dequantized(i, None) if i in self.images else i for i in node.inputs)))
+            else:
+                build.add(node)
+        return build.finish(*g.outputs)
+
+    def _reads_integers(self, node: Node) -> bool:
+        """An addition of images whose operand is there as integers anyway: four times fewer bytes to read."""
+        op = OPS.get(node.op)
+        return op is not None and op.pointwise and node.op == "Add" and len(node.inputs) == 2 and any(
+            i in self.images for i in node.inputs)
+
+    def _dequantized(self, value: str, smooth: np.ndarray | None) -> str:
+        """The value through integers, made once."""
+        key = value, "" if smooth is None else smooth.tobytes().hex()[:32]
+        if key not in self.integers:
+            build, t = self.build, self.calibration.tensors[value]
+            found = t.range if smooth is None else _smoothed(t, smooth).range
+            scale = np.float32(found.scale)
+            factor = np.asarray(np.float32(1) / scale)
+            stem = build.fresh(f"{value}.scale")
+            if smooth is not None:
+                factor = (factor / smooth).astype(np.float32)
+            names = [build.constant(f"{stem}.factor", factor), build.constant(f"{stem}.zero", np.asarray(
+                found.zero, np.uint8)), build.constant(stem, np.asarray(scale))]
+            origin = self.source.producers[value].origin if value in self.source.producers else ()
+            q = build.node("Quantize", value, *names[:2], name=build.fresh(f"{value}.u8"), origin=origin,
+                           output_dtype="u8", multiply=1)
+            self.integers[key] = build.node("Dequantize", q, names[2], names[1], name=build.fresh(f"{value}.back"),
+                                            origin=origin)
+        return self.integers[key]
+
+    def _site(self, node: Node, site: QuantSite) -> None:
+        build, g = self.build, self.source
+        weight = g.constants[site.weight]
+        smooth = self._smoothing(site, weight)
+        x = self._dequantized(site.input, smooth)
+        kept = weight if smooth is None else weight * smooth[:, None]
+        axis = 0 if site.op == "Conv" else 1
+        integers, scale = by_channel(kept, axis, clip=self.manner.clip_weights)
+        shape = tuple(-1 if k == axis else 1 for k in range(weight.ndim))
+        stem = build.fresh(f"{site.name}.weight")
+        w = build.node("Dequantize", build.constant(f"{stem}.i8", integers),
+                       build.constant(f"{stem}.scale", scale.reshape(shape)), name=build.fresh(f"{stem}.back"))
+        error = integers * scale.reshape(shape) - kept
+        if smooth is not None:
+            error = error / smooth[:, None]
+        correction = self._correction(site, node, error)
+        if correction is None:
+            build.add(replace(node, inputs=(x, w, *node.inputs[2:])))
+            return
+        if site.op == "Conv":
+            old = g.constants.get(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(weight.shape[0], np.float32)
+            if old is not None:
+                bias = build.constant(f"{stem}.bias", (old - correction).astype(np.float32))
+                build.add(replace(node, inputs=(x, w, bias)))
+                return
+        raw = build.fresh(f"{site.name}.raw")
+        build.add(replace(node, inputs=(x, w, *node.inputs[2:]), outputs=(raw,)))
+        row = correction if site.op == "MatMul" else correction.reshape(1, -1, 1, 1)
+        build.node("Sub", raw, build.constant(f"{stem}.correction", row.astype(np.float32)), name=site.name,
+                   origin=node.origin)
+
+    def _smoothing(self, site: QuantSite, weight: np.ndarray) -> np.ndarray | None:
+        """What each input channel is divided by, and its row of the weight multiplied with; None for nothing."""
+        t = self.calibration.tensors[site.input]
+        if self.manner.smooth <= 0 or site.op != "MatMul" or len(t.peaks) != len(weight):
+            return None
+        peaks = np.maximum(np.asarray(t.peaks, np.float32), 1e-5)
+        if peaks.max() < self.manner.uneven * np.median(peaks):
+            return None
+        rows = np.maximum(np.abs(weight).max(1), 1e-5)
+        smooth = peaks ** self.manner.smooth / rows ** (1 - self.manner.smooth)
+        return np.asarray(smooth / np.exp(np.log(smooth).mean()), np.float32)
+
+    def _correction(self, site: QuantSite, node: Node, error: np.ndarray) -> np.ndarray | None:
+        """The mean of what the rounded weights add to each result channel."""
+        means = np.asarray(self.calibration.tensors[site.input].means, np.float64)
+        if not self.manner.correct_bias or len(means) != site.channels:
+            return None
+        if site.op == "MatMul":
+            return np.asarray(means @ error)
+        group = weight_groups(site, error)
+        inner = error.shape[1]
+        flat = error.reshape(error.shape[0], inner, -1).sum(2)
+        each = error.shape[0] // group
+        return np.concatenate([flat[g * each:(g + 1) * each] @ means[g * inner:(g + 1) * inner] for g in range(group)])
+
+
+def weight_groups(site: QuantSite, weight: np.ndarray) -> int:
+    """The groups of a convolution, from its channels."""
+    return site.channels // int(weight.shape[1])
+
+
+def _smoothed(t: TensorRange, smooth: np.ndarray) -> TensorRange:
+    """The range once each channel is divided by its part: from the channels' peaks, on the sides that were seen."""
+    reach = float((np.asarray(t.peaks) / smooth).max())
+    return replace(t, low=-reach if t.least < 0 else 0.0, high=reach)
+
+
+__all__ = ["Manner", "quantized"]

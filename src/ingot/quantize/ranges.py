@@ -1,0 +1,125 @@
+"""From a histogram to the range that integers shall span.
+
+minmax      all that was seen
+percentile  all but one value in ten thousand, half of them on either side
+mse         the range that loses the least: squared error of rounding and clipping, over the histogram
+entropy     the range whose quantised distribution tells least from the original (Kullback-Leibler divergence), as
+            Migacz, "8-bit inference with TensorRT", GTC 2017, describes it
+
+A range always holds zero, so that zero is one of the integers.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ingot.quantize.observe import BINS, Observer
+
+LEVELS = 255            # steps between the least and the largest of 256 integers
+_KEPT = 0.9999
+_TRIED = 96             # ranges tried by a search
+
+
+@dataclass(frozen=True)
+class Range:
+    """The reals that the integers span; zero is inside."""
+
+    low: float
+    high: float
+
+    @property
+    def scale(self) -> float:
+        """The reals between two neighbouring integers, for 256 of them."""
+        return max((self.high - self.low) / LEVELS, 1e-12)
+
+    @property
+    def zero(self) -> int:
+        """The integer that stands for zero, of 0..255."""
+        return int(np.clip(round(-self.low / self.scale), 0, LEVELS))
+
+
+def _held(low: float, high: float) -> Range:
+    return Range(min(low, 0.0), max(high, 0.0))
+
+
+def _centres(o: Observer) -> np.ndarray:
+    width = (o.high - o.low) / BINS
+    return np.asarray(o.low + width * (np.arange(BINS) + 0.5))
+
+
+def minmax(o: Observer) -> Range:
+    """All that was seen."""
+    return _held(o.least, o.most)
+
+
+def percentile(o: Observer, kept: float = _KEPT) -> Range:
+    """All but a share of 1 - `kept` of the values, half of it on either side."""
+    total = np.cumsum(o.counts) / max(1.0, o.counts.sum())
+    width = (o.high - o.low) / BINS
+    first = int(np.searchsorted(total, (1 - kept) / 2, side="right"))
+    last = int(np.searchsorted(total, 1 - (1 - kept) / 2, side="left"))
+    return _held(max(o.least, o.low + width * first), min(o.most, o.low + width * (last + 1)))
+
+
+def mse(o: Observer) -> Range:
+    """The least squared error, over shrunk forms of the range that was seen."""
+    whole, x = minmax(o), _centres(o)
+    best, found = np.inf, whole
+    for share in np.linspace(1.0, 0.15, _TRIED):
+        tried = Range(whole.low * share, whole.high * share)
+        integers = np.clip(np.rint(x / tried.scale) + tried.zero, 0, LEVELS)
+        # the rounding inside a bin, which centres alone do not see
+        error = float((o.counts * ((integers - tried.zero) * tried.scale - x) ** 2).sum())
+        if error < best:
+            best, found = error, tried
+    return found
+
+
+def entropy(o: Observer) -> Range:
+    """The least divergence, over ranges from an eighth of what was seen to all of it; both sides shrink alike."""
+    whole, x = minmax(o), _centres(o)
+    best, found = np.inf, whole
+    for share in np.linspace(1.0, 0.125, _TRIED):
+        low, high = whole.low * share, whole.high * share
+        inside = (x >= low) & (x <= high)
+        if inside.sum() < 2:
+            continue
+        p = np.where(inside, o.counts, 0.0)
+        first, last = np.flatnonzero(inside)[[0, -1]]
+        p[first] += o.counts[:first].sum()
+        p[last] += o.counts[last + 1:].sum()
+        q = _spread(np.where(inside, o.counts, 0.0), inside, x, Range(low, high))
+        divergence = _divergence(p[inside], q[inside])
+        if divergence < best:
+            best, found = divergence, _held(low, high)
+    return found
+
+
+def _spread(counts: np.ndarray, inside: np.ndarray, x: np.ndarray, r: Range) -> np.ndarray:
+    """The histogram as it looks once quantised: each integer's count spread evenly over its bins that are not empty."""
+    levels = (np.rint(x / r.scale) + r.zero).astype(np.int64)
+    levels = np.where(inside, levels - levels[inside].min(), 0)
+    filled = inside & (counts > 0)
+    totals = np.bincount(levels[filled], counts[filled], minlength=int(levels.max()) + 1)
+    bins = np.bincount(levels[filled], minlength=int(levels.max()) + 1)
+    return np.asarray(np.where(filled, (totals / np.maximum(bins, 1))[levels], 0.0))
+
+
+def _divergence(p: np.ndarray, q: np.ndarray) -> float:
+    """Kullback-Leibler, of two histograms made probabilities; empty bins get a little, so that none is infinite."""
+    a, b = p / max(p.sum(), 1e-30) + 1e-9, q / max(q.sum(), 1e-30) + 1e-9
+    return float((a * np.log(a / b)).sum())
+
+
+METHODS: Mapping[str, Callable[[Observer], Range]] = {
+    "minmax": minmax, "percentile": percentile, "mse": mse, "entropy": entropy}
+
+
+def chosen(o: Observer, method: str) -> Range:
+    """The range of a method. A tensor without any finite value spans nothing."""
+    return METHODS[method](o) if o.seen and o.most >= o.least else Range(0.0, 0.0)
+
+
+__all__ = ["LEVELS", "METHODS", "Range", "chosen", "entropy", "minmax", "mse", "percentile"]

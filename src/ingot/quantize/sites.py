@@ -1,0 +1,59 @@
+"""Which products and convolutions of a graph may work on integers, and where their operands are."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ingot.graph import F32, Graph, Node
+from ingot.passes.rewrite import attribute
+
+DEPTH = 16          # a shorter sum does not pay for its conversions
+COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class QuantSite:
+    """A product or convolution by a constant weight; named after its result."""
+
+    name: str
+    op: str
+    input: str
+    weight: str
+    channels: int           # of the input, along `axis`
+    axis: int
+    origin: tuple[str, ...] = ()
+
+
+def unfit(graph: Graph, node: Node) -> str | None:
+    """Why a node is no site, None if it is one."""
+    if node.op not in ("MatMul", "Conv"):
+        return f"it is {node.op}, not MatMul or Conv"
+    x, weight = graph.types[node.inputs[0]], graph.constants.get(node.inputs[1])
+    if weight is None or node.inputs[0] in graph.constants:
+        return "its weight is not a constant"
+    if x.dtype != F32:
+        return f"its input is {x.dtype}"
+    if node.op == "MatMul":
+        if weight.ndim != 2 or x.rank < 2:
+            return "its weight is no matrix"
+        return None if weight.shape[0] >= DEPTH and weight.shape[1] >= COLUMNS else "it is too small"
+    if x.rank != 4 or not isinstance(x.shape[1], int):
+        return "it is no convolution of images"
+    group = int(str(attribute(node, "group")))
+    if group > 1 and (weight.shape[1] % DEPTH or (weight.shape[0] // group) % DEPTH):
+        return "its groups are not whole blocks of channels"
+    return None if x.shape[1] >= DEPTH and weight.shape[0] >= COLUMNS else "it is too small"
+
+
+def quantisable(graph: Graph) -> tuple[QuantSite, ...]:
+    """The sites of a graph, in order."""
+    found = []
+    for node in graph.nodes:
+        if unfit(graph, node) is None:
+            x, weight = graph.types[node.inputs[0]], graph.constants[node.inputs[1]]
+            axis = 1 if node.op == "Conv" else x.rank - 1
+            channels = int(str(x.shape[1])) if node.op == "Conv" else weight.shape[0]
+            found.append(QuantSite(node.output, node.op, node.inputs[0], node.inputs[1], channels, axis, node.origin))
+    return tuple(found)
+
+
+__all__ = ["QuantSite", "quantisable", "unfit"]
