@@ -17,6 +17,9 @@ class BuildOptions:
         "help": "stop tuning after this many seconds and keep the best found so far"})
     exact: bool = field(default=False, metadata={
         "help": "take only kernels that sum the products themselves: no Winograd convolution, no Strassen product"})
+    method: str = field(default="mse", metadata={
+        "help": "how ranges follow from what was seen: minmax, percentile, mse or entropy (KL divergence)"})
+    samples: int = field(default=512, metadata={"help": "the most samples to calibrate on"})
     strict: bool = field(default=False, metadata={
         "help": "refuse a model some node of which would run on the slow reference path"})
     verify: bool = field(default=True, metadata={
@@ -28,7 +31,8 @@ class BuildOptions:
     target: str = field(default="", metadata={
         "help": "what to build for: x86 (this machine's CPU), cuda (the GPU here), or cuda:sm_90 (any such GPU)"})
     precision: str = field(default="f16", metadata={
-        "help": "of a GPU: f16 or bf16 between kernels, summed in f32; tf32 products of f32; or f32 throughout"})
+        "help": "of a GPU: f16 or bf16 between kernels, summed in f32; tf32 products of f32; or f32 throughout. Of a CPU: "
+                "f32, or int8 where that is faster, on the ranges of --calibrate or --scales"})
     outside: bool = field(default=False, metadata={
         "help": "of a GPU: the engine's inputs and outputs are of the short type, too"})
     candidates: bool = field(default=False, metadata={

@@ -83,7 +83,7 @@ class _Insertion:
                 factor = (factor / smooth).astype(np.float32)
             names = [build.constant(f"{stem}.factor", factor), build.constant(f"{stem}.zero", np.asarray(
                 found.zero, np.uint8)), build.constant(stem, np.asarray(scale))]
-            origin = self.source.producers[value].origin if value in self.source.producers else ()
+            origin = (f"integers of {value}",)
             q = build.node("Quantize", value, *names[:2], name=build.fresh(f"{value}.u8"), origin=origin,
                            output_dtype="u8", multiply=1)
             self.integers[key] = build.node("Dequantize", q, names[2], names[1], name=build.fresh(f"{value}.back"),

@@ -20,7 +20,16 @@ from ingot.tune.cache import TuningCache
 from ingot.tune.choice import POINTS, Choice, Emit, Trial, default_choice, emit_now, tactic_named, usable
 from ingot.tune.clock import Timer, race
 from ingot.tune.lock import timing_turn
-from ingot.tune.sample import difference, opt_sizes, overwritable, sample_inputs, small_sizes, tolerance, wide_tolerance
+from ingot.tune.sample import (
+    difference,
+    opt_sizes,
+    overwritable,
+    rounds_to_integers,
+    sample_inputs,
+    small_sizes,
+    tolerance,
+    wide_tolerance,
+)
 
 _LOG = logging.getLogger("ingot")
 
@@ -123,7 +132,7 @@ class SiteRace:
         bar = (wide_tolerance(self.site, sizes, tf32="tf32" in self._target.features) if self._wide
                else tolerance(self.site, sizes))
         for k, (a, b) in enumerate(zip(found, self._right(sizes), strict=True)):
-            if why := difference(a, b, bar):
+            if why := difference(a, b, bar, quantum=rounds_to_integers(self.site)):
                 return f"output {k} with {threads} threads at {dict(sizes) or 'its size'}: {why}"
         return None
 

@@ -46,6 +46,7 @@ FUNCTIONS = frozenset({
     "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "Pow", "Elu", "Selu", "Celu", "Mish", "Swish",
     "HardSwish", "HardSigmoid", "Div"})
 _FUNCTION, _ARITHMETIC = 16.0, 1.0
+_TO_INTEGERS = frozenset({"Quantize", "QuantizeLinear", "DynamicQuantizeLinear"})
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class Tolerance:
 
     def __str__(self) -> str:
         return f"{self.relative:.2g} ({self.source})" if self.relative else f"equal ({self.source})"
+
+
+# Two right evaluations round a value beside a tie to different integers; what follows then differs by quanta of 1/255
+# of a tensor's range, and so do the ties of the next layers.
+_QUANTISED = Tolerance(0.05, "reals become 8-bit integers on the way: ties fall to either side")
 
 
 def _sizes(dims: tuple[Dim, ...], bindings: Mapping[str, int]) -> int:
@@ -111,6 +117,7 @@ def tolerances(graph: Graph, bindings: Mapping[str, int], short: str = "") -> di
     rounded: dict[str, int] = dict.fromkeys((*graph.inputs, *graph.constants), 0)
     length: dict[str, float] = dict.fromkeys((*graph.inputs, *graph.constants), 0.0)
     unit: dict[str, float] = {}
+    integers: set[str] = set()      # what depends on reals that were rounded to integers
     for value in length:
         unit[value] = UNIT_ROUNDOFF.get(graph.types[value].dtype.name, 0.0)
     for node in graph.nodes:
@@ -118,13 +125,17 @@ def tolerances(graph: Graph, bindings: Mapping[str, int], short: str = "") -> di
         own = rounding_length(node, types, bindings)
         before = max((length[i] for i in node.inputs if i), default=0.0)
         worst = max((unit[i] for i in node.inputs if i), default=0.0)
+        if node.op in _TO_INTEGERS or any(i in integers for i in node.inputs):
+            integers.update(node.outputs)
         for value in filter(None, node.outputs):
             length[value] = before + own
             rounded[value] = max((rounded[i] for i in node.inputs if i), default=0) + (node.op not in MOVEMENT)
             unit[value] = max(worst, UNIT_ROUNDOFF.get(graph.types[value].dtype.name, 0.0))
     if short:
-        return {v: _short_tolerance(graph.types[v].dtype.name, length[v], unit[v], rounded[v], short) for v in length}
-    return {v: _tolerance(graph.types[v].dtype.name, length[v], unit[v]) for v in length}
+        return {v: _QUANTISED if v in integers and unit[v]
+                else _short_tolerance(graph.types[v].dtype.name, length[v], unit[v], rounded[v], short) for v in length}
+    return {v: _QUANTISED if v in integers and unit[v] else _tolerance(graph.types[v].dtype.name, length[v], unit[v])
+            for v in length}
 
 
 def _short_tolerance(dtype: str, length: float, unit: float, nodes: int, short: str) -> Tolerance:

@@ -1,0 +1,153 @@
+"""Lower precision where it pays: ranges from the float engine, sites from the race, an answer that stays right.
+
+The float engine is built first, for three things: it runs the calibration, its race says what every site takes in
+floats, and it is what ships where integers are not faster.
+"""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ingot.bench import measure
+from ingot.engine import Engine, Variant, make_variant
+from ingot.graph import Graph
+from ingot.lower import Launch, Program, lower
+from ingot.passes import finished, optimize, simplified
+from ingot.quantize import Calibration, QuantSite, calibrate, quantisable
+from ingot.quantize.data import batches
+from ingot.quantize.insert import Manner, quantized
+from ingot.runtime.session import Session
+from ingot.target import Target
+from ingot.tune import Tuning
+from ingot.verify import random_feeds
+
+_LOG = logging.getLogger("ingot")
+Feeds = Mapping[str, np.ndarray]
+Tuner = Callable[[Program], Tuning]
+_CONVERSIONS = frozenset({"Quantize", "Dequantize"})
+_GAIN = 1.0         # integers must take less than this share of a float site's time
+
+
+@dataclass(frozen=True)
+class SiteTime:
+    """One site, raced both ways: seconds in floats and in integers, conversions of its input included."""
+
+    site: QuantSite
+    float_seconds: float
+    integer_seconds: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which sites work on integers, why, and what came of it."""
+
+    graph: Graph                            # with the integers inside; the float graph where none pays
+    calibration: Calibration
+    sites: tuple[SiteTime, ...] = ()
+    float_seconds: float = 0.0              # of one inference, measured
+    integer_seconds: float = 0.0
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def chosen(self) -> tuple[QuantSite, ...]:
+        return tuple(s.site for s in self.sites if s.kept)
+
+
+def watching(graph: Graph, target: Target, values: Sequence[str]) -> Callable[[Feeds], Mapping[str, np.ndarray]]:
+    """Run a graph (as `simplified` leaves it) with the given values as its outputs; kernels untuned."""
+    watched = finished(replace(graph, outputs=tuple(dict.fromkeys(values))), target)
+    variant = make_variant(lower(watched, target), target)
+    session = Session(Engine("watched", graph, (variant,)), variant=variant)
+    return lambda feeds: session.run(dict(feeds))
+
+
+def calibrated(graph: Graph, target: Target, data: Any, *, method: str = "mse", limit: int = 512,
+               told: Callable[[int], None] | None = None) -> Calibration:
+    """The ranges of every site's input, seen by Ingot's own float engine while the data streams through it."""
+    base = simplified(graph, target)
+    sites = quantisable(base)
+    run = watching(base, target, [s.input for s in sites]) if sites else lambda feeds: {}
+    return calibrate(base, sites, run, batches(data, base), method=method, limit=limit, told=told)
+
+
+def planned(graph: Graph, target: Target, calibration: Calibration, tuner: Tuner, *,
+            only: Sequence[str] | None = None, manner: Manner = Manner(), race: bool = True) -> Plan:
+    """The plan for a graph: sites whose region is faster on integers, measured beside the float engine.
+
+    `only` names the sites that may be integer; without `race` all of them are, and nothing is timed.
+    """
+    base = simplified(graph, target)
+    sites = [s for s in quantisable(base) if s.input in calibration.tensors and (only is None or s.name in only)]
+    if not race:
+        made = quantized(base, sites, calibration, manner)
+        return Plan(made, calibration, tuple(SiteTime(s, 0.0, 0.0, True) for s in sites))
+    floats = lower(finished(base, target), target)
+    float_tuned = tuner(floats)
+    float_times = _times(floats, float_tuned, sites)
+    kept = list(sites)
+    found: dict[str, SiteTime] = {}
+    for _ in range(3):                      # what is dropped changes what its neighbours convert
+        made = quantized(base, kept, calibration, manner)
+        program = lower(optimize(made, target), target)
+        tuned = tuner(program)
+        times = _times(program, tuned, kept)
+        slow = []
+        for s in kept:
+            pays = times[s.name] < _GAIN * float_times[s.name]
+            found[s.name] = SiteTime(s, float_times[s.name], times[s.name], pays)
+            slow += [] if pays else [s]
+        if not slow:
+            break
+        kept = [s for s in kept if s not in slow]
+    results = tuple(found[s.name] for s in sites)
+    engines = [make_variant(p, target, t.choices, t.kernels) for p, t in ((floats, float_tuned), (program, tuned))]
+    seconds = side_by_side(base, engines)
+    if not kept or seconds[1] >= seconds[0]:
+        note = f"integers do not pay here: {seconds[1] * 1e3:.3g} ms against {seconds[0] * 1e3:.3g} ms in floats"
+        _LOG.warning("%s; the float engine is shipped", note)
+        return Plan(graph, calibration, tuple(replace(r, kept=False) for r in results), *seconds, (note,))
+    return Plan(made, calibration, results, *seconds)
+
+
+def side_by_side(graph: Graph, variants: Sequence[Variant], rounds: int = 6, seconds: float = 0.25) -> list[float]:
+    """Median seconds of one inference of each variant, in alternating blocks: the least of their medians."""
+    feeds = random_feeds(graph, {s.name: s.opt for s in graph.symbols.values()}, 0)
+    sessions = [Session(Engine("timed", graph, (v,)), variant=v) for v in variants]
+    found: list[list[float]] = [[] for _ in variants]
+    for _ in range(rounds):
+        for k, session in enumerate(sessions):
+            found[k].append(float(np.median(measure(lambda s=session: s.run(feeds), seconds, warmup=0.05))))
+    return [min(f) for f in found]
+
+
+def _times(program: Program, tuned: Tuning, sites: Sequence[QuantSite]) -> dict[str, float]:
+    """Seconds per site: of the launch it is in, and of the conversions of its input, shared by those that read it."""
+    readers: dict[str, int] = {}
+    for s in sites:
+        readers[s.input] = readers.get(s.input, 0) + 1
+    seconds = {x.site.key: tuned.choices[x.site.key].seconds or 0.0 for x in program.launches if x.native}
+    found = {}
+    for s in sites:
+        total = sum(seconds.get(x.site.key, 0.0) for x in program.launches if _contains(x, s))
+        converting = sum(seconds.get(x.site.key, 0.0) for x in program.launches if _converts(x, s.input))
+        found[s.name] = total + converting / readers[s.input]
+    return found
+
+
+def _contains(launch: Launch, site: QuantSite) -> bool:
+    main = launch.site.op
+    return main in ("MatMul", "Conv", "MatMulInteger", "ConvInteger") and bool(set(site.origin) & set(launch.origin))
+
+
+def _converts(launch: Launch, value: str) -> bool:
+    """Whether a launch does nothing but bring a value into integers (with what smoothing or layout that needs)."""
+    return f"integers of {value}" in launch.origin and all(
+        s.op in _CONVERSIONS or s.op in ("Mul", "Reorder") for s in launch.site.steps)
+
+
+__all__ = ["Plan", "SiteTime", "calibrated", "planned", "side_by_side", "watching"]
