@@ -62,6 +62,7 @@ from ingot.frontend import load as load_graph
 from ingot.frontend import parse_shapes
 from ingot.frontend.preprocess import RECIPES
 from ingot.graph import show
+from ingot.quantize import read_calibration, write_calibration
 from ingot.report import (
     ProgressBar,
     Table,
@@ -69,6 +70,8 @@ from ingot.report import (
     memory_table,
     nbytes_text,
     passes_table,
+    precision_lines,
+    precision_table,
     profile_table,
     race_table,
     roofline_table,
@@ -158,6 +161,13 @@ def build(
     isa: Annotated[str, typer.Option("--isa", help=HELP["isa"])] = "",
     target: Annotated[str, typer.Option("--target", metavar="x86|cuda[:ARCH]", help=HELP["target"])] = "",
     precision: Annotated[str, typer.Option("--precision", help=HELP["precision"])] = "f16",
+    calibrate: Annotated[Path | None, typer.Option(
+        "--calibrate", metavar="DATA", help="representative inputs for int8: an .npz or .npy file, or a folder of "
+        "them")] = None,
+    scales: Annotated[Path | None, typer.Option(
+        "--scales", help="ranges found by calibration: read where no data is given, else written")] = None,
+    method: Annotated[str, typer.Option("--method", help=HELP["method"])] = "mse",
+    samples: Annotated[int, typer.Option("--samples", min=1, help=HELP["samples"])] = 512,
     outside: Annotated[bool, typer.Option("--outside", help=HELP["outside"])] = False,
     candidates: Annotated[bool, typer.Option("--candidates", help=HELP["candidates"])] = False,
     points: Annotated[int, typer.Option("--points", min=1, help=HELP["points"])] = 16,
@@ -176,16 +186,20 @@ def build(
     """
     options = BuildOptions(threads=threads, tune=tune, budget=budget, exact=exact, strict=strict, verify=check,
                            allow_unverified=allow_unverified, check_passes=check_passes, isa=isa, seed=seed, dump=dump,
-                           target=target, precision=precision, outside=outside, candidates=candidates, points=points)
+                           target=target, precision=precision, outside=outside, candidates=candidates, points=points,
+                           method=method, samples=samples)
     output = output or into or Path(model.rpartition(".py:")[0] or model).with_suffix(ENGINE_SUFFIX)
     given = [feeds_from(path) for path in inputs or []]
+    ranges = read_calibration(scales) if scales and not calibrate else calibrate
     begin = time.perf_counter()
     with ProgressBar(quiet=as_json) as progress:
         found = model_from(model)
         example = given.pop(0) if given and takes_examples(found) else None
         made = build_with_report(found, parse_shapes(shapes or []), options, inputs=given, original=against or None,
                                  progress=progress, example_inputs=example, weights=weights, opset=opset,
-                                 preprocess=preprocess)
+                                 preprocess=preprocess, calibration=ranges)
+    if made.plan and scales and calibrate:
+        write_calibration(made.plan.calibration, scales)
     engine, tuned = merged(read_engine(into), made.engine) if into else made.engine, made.tuning
     write_engine(engine, output)
     seconds = time.perf_counter() - begin
@@ -198,8 +212,10 @@ def build(
              + ("; stopped by Ctrl-C, the best so far was kept: build again to go on" if tuned.interrupted else ""))
     slow = slow_table(variant)
     verdict = Verdict.from_json(engine.verdict) if engine.verdict else None
+    lower = [precision_table(engine), *precision_lines(engine)] if made.plan else []
+    document |= {"precision": engine.report["precision"]} if made.plan else {}
     tell(document if as_json else None, "\n".join(summary_lines(engine, variant)), *([slow] if slow.rows else []),
-           raced, verdict or ("not verified: --no-verify was given" if not check else
+           *lower, raced, verdict or ("not verified: --no-verify was given" if not check else
                               "not verified: there is no such GPU here; `ingot tune` on one verifies it"),
            f"{output}: {nbytes_text(output.stat().st_size)}, built in {seconds:.1f} s")
 

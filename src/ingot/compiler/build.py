@@ -15,6 +15,7 @@ from ingot.compiler.divergence import divergence
 from ingot.compiler.gpu import build_gpu
 from ingot.compiler.intake import Extras, Intake, take_in
 from ingot.compiler.options import BuildOptions
+from ingot.compiler.precision import FLOATS, Plan, lowered_precision
 from ingot.compiler.stages import Clock, Dump, race_text, refuse_reference, report
 from ingot.engine import Engine, Variant, graph_digest, is_exact, make_variant, read_engine, write_engine
 from ingot.errors import EngineError, InternalError
@@ -42,6 +43,7 @@ class Build:
     engine: Engine
     seconds: Mapping[str, float]        # per stage
     tuning: Tuning
+    plan: Plan | None = None            # which sites work on integers, where that was asked for
 
 
 def build(model: Any, example_inputs: Any = None, options: BuildOptions = BuildOptions(), *,
@@ -60,7 +62,7 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
                       original: object = None, progress: Callable[[Progress], None] | None = None,
                       name: str = "", example_inputs: Any = None, dynamic: Any = None,
                       weights: str | os.PathLike[str] | None = None, opset: int | None = None,
-                      preprocess: str = "") -> Build:
+                      preprocess: str = "", calibration: Any = None) -> Build:
     """Build an engine for this machine's CPU, and compare it with the model it came from.
 
     `model` is the path, bytes or proto of an ONNX model, or a `Graph`. `shapes` gives sizes and profiles per input,
@@ -72,6 +74,10 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
     module's own run; `example_inputs` is what it is called with, `dynamic` which axes may vary (True: the batch),
     `weights` a checkpoint to load into it, `opset` the ONNX version to export to. `preprocess` puts a
     recipe of `frontend.preprocess` in front of the input of images, for example "imagenet:480x640".
+
+    With the option `precision` int8, `calibration` is representative data (a path of .npz or .npy files, or an iterable
+    of feeds) or a `Calibration`. The engine's meaning then is that of the graph with the integers inside, and that is
+    what it is verified against; how far it lies from the float model is in its report.
 
     Raises ModelError, UnsupportedError, InputError or VerifyError.
     """
@@ -88,6 +94,14 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
         made = build_gpu(graph, options, clock, dump, inputs=taken.inputs, original=taken.original, progress=progress,
                          name=name or taken.name, path=_path(model), notes=taken.notes)
         return Build(made.engine, dict(clock.seconds), made.tuning)
+    plan = None
+    if options.precision not in FLOATS:
+        with clock("precision"):
+            plan = lowered_precision(graph, target, options, calibration,
+                                     lambda p: _tune(p, target, options, progress))
+        graph = plan.graph
+        if plan.chosen:                 # what the float model answers is in the plan's accuracy
+            taken = replace(taken, graph=graph, original=None)
     with clock("optimize"):
         optimized = _optimize(graph, target, options, dump)
     with clock("lower"):
@@ -100,11 +114,11 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
     with clock("plan"):
         variant = make_variant(program, target, tuned.choices, tuned.kernels, report(graph, optimized, program))
         dump("plan", lambda: str(variant.plan))
-    engine = Engine(name or taken.name, graph, (variant,))
+    engine = Engine(name or taken.name, graph, (variant,), report=plan.report() if plan else {})
     if options.verify:
         with clock("verify"):
             engine = _verified(engine, variant, optimized, model, options, taken)
-    return Build(engine, dict(clock.seconds), tuned)
+    return Build(engine, dict(clock.seconds), tuned, plan)
 
 
 def load(path: str | os.PathLike[str], *, strict: bool = False, threads: int | None = None) -> Engine:

@@ -6,19 +6,23 @@ floats, and it is what ships where integers are not faster.
 from __future__ import annotations
 
 import logging
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ingot.bench import measure
+from ingot.compiler.options import BuildOptions
 from ingot.engine import Engine, Variant, make_variant
+from ingot.errors import InputError
 from ingot.graph import Graph
 from ingot.lower import Launch, Program, lower
 from ingot.passes import finished, optimize, simplified
 from ingot.quantize import Calibration, QuantSite, calibrate, quantisable
-from ingot.quantize.data import batches
+from ingot.quantize.data import as_batches, batches
 from ingot.quantize.insert import Manner, quantized
 from ingot.runtime.session import Session
 from ingot.target import Target
@@ -28,7 +32,9 @@ from ingot.verify import random_feeds
 _LOG = logging.getLogger("ingot")
 Feeds = Mapping[str, np.ndarray]
 Tuner = Callable[[Program], Tuning]
+FLOATS = frozenset({"f32", "f16", "bf16", "tf32"})      # what a CPU builds in floats
 _CONVERSIONS = frozenset({"Quantize", "Dequantize"})
+_COMPARED = 32      # batches on which the result is held against the float model
 _GAIN = 1.0         # integers must take less than this share of a float site's time
 
 
@@ -52,10 +58,20 @@ class Plan:
     float_seconds: float = 0.0              # of one inference, measured
     integer_seconds: float = 0.0
     notes: tuple[str, ...] = field(default=())
+    accuracy: Mapping[str, float] = field(default_factory=dict)     # cosine to the float model, per output
 
     @property
     def chosen(self) -> tuple[QuantSite, ...]:
         return tuple(s.site for s in self.sites if s.kept)
+
+    def report(self) -> dict[str, object]:
+        """What the engine keeps of it: plain data."""
+        sites = [{"site": s.site.name, "op": s.site.op, "from": list(s.site.origin), "float": s.float_seconds,
+                  "integer": s.integer_seconds, "kept": s.kept} for s in self.sites]
+        return {"precision": {
+            "sites": sites, "float_seconds": self.float_seconds, "integer_seconds": self.integer_seconds,
+            "method": self.calibration.method, "samples": self.calibration.samples,
+            "alarms": list(self.calibration.alarms), "notes": list(self.notes), "accuracy": dict(self.accuracy)}}
 
 
 def watching(graph: Graph, target: Target, values: Sequence[str]) -> Callable[[Feeds], Mapping[str, np.ndarray]]:
@@ -73,6 +89,43 @@ def calibrated(graph: Graph, target: Target, data: Any, *, method: str = "mse", 
     sites = quantisable(base)
     run = watching(base, target, [s.input for s in sites]) if sites else lambda feeds: {}
     return calibrate(base, sites, run, batches(data, base), method=method, limit=limit, told=told)
+
+
+def lowered_precision(graph: Graph, target: Target, options: BuildOptions, given: Any, tuner: Tuner) -> Plan:
+    """The plan that the options ask for. Raises InputError for an unknown precision, or without data."""
+    if options.precision != "int8":
+        raise InputError(f"no precision is called {options.precision!r}",
+                         mend=f"choose one of: {', '.join(sorted(FLOATS))}, int8")
+    if given is None:
+        raise InputError("int8 needs representative data", where="--precision int8",
+                         mend="give --calibrate DATA (.npz or .npy files), or --scales FILE of an earlier build")
+    data = None
+    if isinstance(given, Calibration):
+        calibration = given
+    else:
+        data = as_batches(given, graph, options.samples)
+        calibration = calibrated(graph, target, data, method=options.method, limit=options.samples)
+    for alarm in calibration.alarms:
+        _LOG.warning("%s", alarm)
+    plan = planned(graph, target, calibration, tuner, race=options.tune)
+    if data and plan.chosen:
+        plan = replace(plan, accuracy=closeness(graph, plan.graph, target, data[:_COMPARED]))
+    return plan
+
+
+def closeness(graph: Graph, other: Graph, target: Target, data: Sequence[Feeds]) -> dict[str, float]:
+    """The mean cosine between the outputs of two graphs, item by item, on the data."""
+    base, changed = (simplified(g, target) for g in (graph, other))
+    runs = [watching(g, target, g.outputs) for g in (base, changed)]
+    found: dict[str, list[float]] = {name: [] for name in graph.outputs}
+    for feeds in data:
+        a, b = (run(feeds) for run in runs)
+        for name in graph.outputs:
+            x, y = (np.atleast_1d(np.asarray(v[name], np.float64)) for v in (a, b))
+            x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
+            norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+            found[name] += list((x * y).sum(1) / np.maximum(norms, 1e-30))
+    return {name: float(np.mean(values)) for name, values in found.items() if values}
 
 
 def planned(graph: Graph, target: Target, calibration: Calibration, tuner: Tuner, *,
@@ -110,8 +163,9 @@ def planned(graph: Graph, target: Target, calibration: Calibration, tuner: Tuner
     if not kept or seconds[1] >= seconds[0]:
         note = f"integers do not pay here: {seconds[1] * 1e3:.3g} ms against {seconds[0] * 1e3:.3g} ms in floats"
         _LOG.warning("%s; the float engine is shipped", note)
-        return Plan(graph, calibration, tuple(replace(r, kept=False) for r in results), *seconds, (note,))
-    return Plan(made, calibration, results, *seconds)
+        dropped = tuple(replace(r, kept=False) for r in results)
+        return Plan(graph, calibration, dropped, seconds[0], seconds[1], (note,))
+    return Plan(made, calibration, results, seconds[0], seconds[1])
 
 
 def side_by_side(graph: Graph, variants: Sequence[Variant], rounds: int = 6, seconds: float = 0.25) -> list[float]:
@@ -121,7 +175,7 @@ def side_by_side(graph: Graph, variants: Sequence[Variant], rounds: int = 6, sec
     found: list[list[float]] = [[] for _ in variants]
     for _ in range(rounds):
         for k, session in enumerate(sessions):
-            found[k].append(float(np.median(measure(lambda s=session: s.run(feeds), seconds, warmup=0.05))))
+            found[k].append(statistics.median(measure(partial(session.run, feeds), seconds, warmup=0.05)))
     return [min(f) for f in found]
 
 
@@ -150,4 +204,5 @@ def _converts(launch: Launch, value: str) -> bool:
         s.op in _CONVERSIONS or s.op in ("Mul", "Reorder") for s in launch.site.steps)
 
 
-__all__ = ["Plan", "SiteTime", "calibrated", "planned", "side_by_side", "watching"]
+__all__ = ["FLOATS", "Plan", "SiteTime", "calibrated", "closeness", "lowered_precision", "planned", "side_by_side",
+           "watching"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-BINS = 2048
+BINS = 4096
 
 
 class Observer:

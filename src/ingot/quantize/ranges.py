@@ -20,6 +20,7 @@ from ingot.quantize.observe import BINS, Observer
 LEVELS = 255            # steps between the least and the largest of 256 integers
 _KEPT = 0.9999
 _TRIED = 96             # ranges tried by a search
+_FEWEST = 128           # bins that a range tried for its entropy must have
 
 
 @dataclass(frozen=True)
@@ -63,37 +64,43 @@ def percentile(o: Observer, kept: float = _KEPT) -> Range:
     return _held(max(o.least, o.low + width * first), min(o.most, o.low + width * (last + 1)))
 
 
+def _tried(o: Observer, least: float) -> list[Range]:
+    """What was seen, cut at one magnitude after another, down to a share `least` of the largest."""
+    whole = minmax(o)
+    reach = max(-whole.low, whole.high)
+    return [_held(max(whole.low, -reach * s), min(whole.high, reach * s)) for s in np.geomspace(1.0, least, _TRIED)]
+
+
 def mse(o: Observer) -> Range:
-    """The least squared error, over shrunk forms of the range that was seen."""
-    whole, x = minmax(o), _centres(o)
-    best, found = np.inf, whole
-    for share in np.linspace(1.0, 0.15, _TRIED):
-        tried = Range(whole.low * share, whole.high * share)
+    """The least squared error of rounding and clipping, over the histogram."""
+    x = _centres(o)
+    best, found = np.inf, minmax(o)
+    for tried in _tried(o, 0.03):
         integers = np.clip(np.rint(x / tried.scale) + tried.zero, 0, LEVELS)
-        # the rounding inside a bin, which centres alone do not see
         error = float((o.counts * ((integers - tried.zero) * tried.scale - x) ** 2).sum())
+        # a bin is no point: what rounding costs is at least that of values spread evenly over a step
+        error += float(o.counts[(x >= tried.low) & (x <= tried.high)].sum()) * tried.scale ** 2 / 12
         if error < best:
             best, found = error, tried
     return found
 
 
 def entropy(o: Observer) -> Range:
-    """The least divergence, over ranges from an eighth of what was seen to all of it; both sides shrink alike."""
-    whole, x = minmax(o), _centres(o)
-    best, found = np.inf, whole
-    for share in np.linspace(1.0, 0.125, _TRIED):
-        low, high = whole.low * share, whole.high * share
-        inside = (x >= low) & (x <= high)
-        if inside.sum() < 2:
+    """The least divergence between the values, clipped, and what integers make of them."""
+    x = _centres(o)
+    best, found = np.inf, minmax(o)
+    for tried in _tried(o, 0.06):
+        inside = (x >= tried.low) & (x <= tried.high)
+        if inside.sum() < _FEWEST:
             continue
         p = np.where(inside, o.counts, 0.0)
         first, last = np.flatnonzero(inside)[[0, -1]]
+        q = _spread(p, inside, x, tried)
         p[first] += o.counts[:first].sum()
         p[last] += o.counts[last + 1:].sum()
-        q = _spread(np.where(inside, o.counts, 0.0), inside, x, Range(low, high))
         divergence = _divergence(p[inside], q[inside])
         if divergence < best:
-            best, found = divergence, _held(low, high)
+            best, found = divergence, tried
     return found
 
 
