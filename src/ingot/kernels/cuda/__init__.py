@@ -11,11 +11,14 @@ from ingot.kernels.cuda.kernel import COUNTERS, DATA, WORKSPACE, CudaKernel, Cud
 from ingot.kernels.cuda.matmul import MatMul
 from ingot.kernels.cuda.pointwise import Copies, Pointwise
 from ingot.kernels.cuda.rows import Normalization, Reduction
+from ingot.kernels.cuda.tma import TmaConvolution, TmaMatMul
 from ingot.kernels.tactic import TACTICS
 
 TACTICS["cuda"] = (
     Depthwise(),
+    TmaConvolution(),
     Convolution(),
+    TmaMatMul(),
     MatMul(),
     FlashAttention(),
     Normalization(),

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import linecache
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import triton
@@ -18,7 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from ingot.errors import CandidateError
-from ingot.kernels.cuda.kernel import CudaLaunch, Scalar
+from ingot.kernels.cuda.kernel import CudaLaunch, Scalar, TensorMap
 from ingot.kernels.cuda.source import SHARED, Draft, capability
 from ingot.target import Target
 
@@ -73,10 +75,17 @@ def compile_draft(draft: Draft, target: Target) -> CudaLaunch:
         raise CandidateError(f"{meta.shared} bytes of shared memory are more than {target.isa} has")
     if meta.global_scratch_size:
         raise CandidateError("it needs Triton's global scratch memory")
+    shapes = iter(getattr(meta, "tensordesc_meta", None) or ())
+    given = tuple(_boxed(a, next(shapes)) if isinstance(a, TensorMap) else a for a in draft.arguments)
     # every Triton cubin ends with two addresses: global scratch and the profiler's, unused here
-    arguments = (*draft.arguments, Scalar(0, "i64"), Scalar(0, "i64"))
+    arguments = (*given, Scalar(0, "i64"), Scalar(0, "i64"))
     return CudaLaunch(meta.name, bytes(made.asm["cubin"]), draft.grid, 32 * meta.num_warps, meta.shared, arguments,
                       dependent=draft.dependent)
+
+
+def _boxed(map_: TensorMap, meta: Mapping[str, Any]) -> TensorMap:
+    """A tensor map with the box and the swizzle the compiler chose for it."""
+    return replace(map_, box=tuple(meta["block_size"]), swizzle=(0, 32, 64, 128)[meta["swizzle"]])
 
 
 __all__ = ["compile_draft", "function", "names"]

@@ -26,7 +26,8 @@ class Ending:
     places: Mapping[int, Place]         # by operand, the output's included
     row_mask: str | None
     column_mask: str | None
-    kept: dict[int, Value] = field(default_factory=dict)
+    kept: dict[int, Value] = field(default_factory=dict)        # operands that are in registers already
+    keep: Callable[[Value], None] | None = None                 # how the result is stored, where not by addresses
 
     def mask(self, place: Place) -> str | None:
         """The mask of the block that an operand's elements form."""
@@ -43,6 +44,8 @@ class Ending:
         if place.row == "0" and place.column == "0":
             dtype = self.source.operand(index).type.dtype
             one = self.source.let(f"tl.load({self.source.pointer(index)} + {offset})")
+            if self.source.gluon:
+                return Value(self.source.let(self.source.widened(one, dtype)), registers_of(dtype))
             stored = NAMES[dtype.name] if dtype.name != "bool" else "tl.uint8"
             whole = self.source.let(f"tl.full((1, 1), {one}, {stored})")
             return Value(self.source.let(self.source.widened(whole, dtype)), registers_of(dtype))
@@ -60,6 +63,9 @@ class Ending:
         result = registers_of(site.step.types[0].dtype)
         value = run_steps(source, site.main + 1, {site.main: Value(sums, result)}, self.load)
         out = len(site.inputs)
+        if self.keep is not None:
+            self.keep(value)
+            return
         place = self.places[out]
         source.store(out, joined([place.base, place.row, place.column]), value, self.mask(place))
 
@@ -91,11 +97,13 @@ class Split:
             return
         work, counters = source.workspace(F32), source.counters()
         size = self.rows * self.columns
-        source.line(f"inside = tl.arange(0, {self.rows})[:, None] * {self.columns} + "
-                    f"tl.arange(0, {self.columns})[None, :]")
+        along, across = ("tl.arange(0, {})" if not source.gluon else "tl.arange(0, {}, layout=tl.SliceLayout("
+                         f"{axis}, layout))" for axis in (1, 0))
+        source.line(f"inside = {along.format(self.rows)}[:, None] * {self.columns} + "
+                    f"{across.format(self.columns)}[None, :]")
         source.line(f"mine = {work} + ({tile}).to(tl.int64) * {self.parts * size}")
         source.line(f"tl.store(mine + {part} * {size} + inside, {sums})")
-        source.line("tl.debug_barrier()")
+        source.line("tl.barrier()" if source.gluon else "tl.debug_barrier()")
         source.line(f"arrived = tl.atomic_add({counters} + {tile}, 1, sem='acq_rel')")
         with source.block(f"if arrived == {self.parts - 1}:"):
             source.line("total = tl.load(mine + inside, cache_modifier='.cg')")
