@@ -1,4 +1,4 @@
-"""Products and convolutions for Hopper in Gluon: operands by TMA into shared memory, warp-group products, stores by TMA.
+"""Products and convolutions for Hopper in Gluon: operands by TMA into shared memory, warp-group products, TMA stores.
 
 A ring of stages is filled ahead by the copy engine; a convolution's windows come as im2col boxes, so that no address is
 computed. Weights are asked for before the kernel waits for the one before it, activations after.
@@ -102,7 +102,7 @@ class TmaTactic(CudaTactic):
         """The text up to where `sums` holds a block's sums (or a part of them). `load` is the call that asks for step
         `at` of the left operand, without its last arguments; `start` defines what it needs."""
         rows, columns, depth, stages = params["rows"], params["columns"], params["depth"], params["stages"]
-        site, parts = source.site, params["split"]
+        parts = params["split"]
         kind = TYPES[source.operand(weight.of).type.dtype.name]
         wide = shared_layout(depth)
         source.tensor_map("left", f"{batch_kind}{wide}>", left)
@@ -114,8 +114,8 @@ class TmaTactic(CudaTactic):
                                   matrix.map(source.operand(matrix.of).type.dtype))
         per = -(-steps // parts)
         count = f"tl.minimum({per}, {steps} - first)" if parts > 1 and steps % parts else str(per)
-        layout = f"tl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[{params['warps']}, 1], " \
-                 f"instr_shape=[16, {columns}, 16])"
+        instruction = f"instr_shape=[16, {columns}, 16]"
+        layout = f"tl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[{params['warps']}, 1], {instruction})"
         size = (rows + columns) * depth * 2
         source.lines(f"""
 layout: tl.constexpr = {layout}
@@ -170,8 +170,8 @@ n = tile_n * {columns} + tl.arange(0, {columns}, layout=tl.SliceLayout(0, layout
     @staticmethod
     def _weights(source: Source, at: str, size: int, columns: int, depth: int, stages: int) -> None:
         source.line(f"mbarrier.expect(bars.index({at} % {stages}), {size}, pred={at} < count)")
-        source.line(f"tma.async_load(right, [tile_n * {columns}, (first + {at}) * {depth}], bars.index({at} % {stages}), "
-                    f"rights.index({at} % {stages}), pred={at} < count)")
+        source.line(f"tma.async_load(right, [tile_n * {columns}, (first + {at}) * {depth}], "
+                    f"bars.index({at} % {stages}), rights.index({at} % {stages}), pred={at} < count)")
 
     @staticmethod
     def _lefts(source: Source, at: str, load: str, stages: int) -> None:
