@@ -118,7 +118,7 @@ def serving(repository: Path, *options: str, log: Path | None = None, env=None):
         places = json.loads(line)
         running = Running(process, places["http"], places["grpc"])
         until = time.time() + 120
-        while status(running.url + "/readyz") == 503 and "--certificate" not in options:
+        while "--certificate" not in options and status(running.url + "/readyz") == 503:
             assert time.time() < until and process.poll() is None, "the server is not ready"
             time.sleep(0.05)
         yield running

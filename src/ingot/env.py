@@ -60,6 +60,11 @@ def read(environ: Mapping[str, str] = os.environ) -> Env:  # noqa: TID251 - this
     return Env(**values)  # type: ignore[arg-type]
 
 
+def prefer(name: str, value: str) -> None:
+    """Set a variable of another library, before it is imported, unless the user has set it."""
+    os.environ.setdefault(name, value)  # noqa: TID251
+
+
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:  # noqa: TID251
     """Where tuning results and compiled code are kept: INGOT_CACHE, else ingot/ in the user's cache folder."""
     if told := read(environ).cache:

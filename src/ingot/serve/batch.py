@@ -16,6 +16,8 @@ from ingot.serve.cost import CostCurve
 from ingot.serve.tensor import Request
 
 WINDOW = 64             # requests of the queue that are looked at
+NOISE = 20e-6           # seconds below which two measured times are the same
+WORTH = 1.03            # a batch must save this much, for all of it is answered only when its last is done
 HEADROOM = 0.8          # part of the latency goal that planning may use up
 
 
@@ -134,10 +136,14 @@ class CostPolicy:
             least = max(rows, self.limits.least)
             near = [n for n in self.curve.rows if least < n <= min(self.limits.most, 2 * least)]
             found = min((self.curve.seconds(n, length), n) for n in (least, *near))
-            if found[0] > 0.97 * self.curve.seconds(least, length):         # padding must gain more than noise
-                found = self.curve.seconds(least, length), least
+            plain = self.curve.seconds(least, length)
+            if found[0] > min(0.97 * plain, plain - NOISE):         # padding must gain more than noise
+                found = plain, least
             self._padded[rows, length] = found
         return found
+
+    def _weighed(self, rows: int, length: int, several: bool) -> float:
+        return (self.cost(rows, length)[0] + self.overhead) * (WORTH if several else 1.0)
 
     def decide(self, queue: Sequence[Request], now: float, rate: float) -> Batch | Wait:
         """The batch that holds the most urgent request in the cheapest cut of the queue, or a wait that pays."""
@@ -182,7 +188,7 @@ class CostPolicy:
             total = [0.0]
             choice = [0]
             for k in range(1, at + 1):
-                cost, rows = min((self.cost(n, 0)[0] + self.overhead + total[k - n], n)
+                cost, rows = min((self._weighed(n, 0, n > 1) + total[k - n], n)
                                  for n in range(1, min(k, self.most) + 1))
                 total.append(cost)
                 choice.append(rows)
@@ -208,7 +214,7 @@ class CostPolicy:
                 rows += order[at].rows
                 if rows > self.most and at < end - 1:
                     break
-                cost = total[at] + self.cost(rows, buckets[end - 1])[0] + self.overhead
+                cost = total[at] + self._weighed(rows, buckets[end - 1], at < end - 1)
                 if cost < best:
                     best, start = cost, at
             total.append(best)

@@ -50,7 +50,7 @@ class Instance:
         self.refused = ""               # why it cannot be loaded at all
         self.starts = 0
         self._stopped = False
-        self._failures = 0
+        self.failures = 0
         self._began = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -130,8 +130,8 @@ class Instance:
         was_ready, self.ready = self.ready, False
         if self._stopped:
             return
-        self._failures = 0 if was_ready and lived > LIVED else self._failures + 1
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failures - 1)) if self._failures else 0.0
+        self.failures = 0 if was_ready and lived > LIVED else self.failures + 1
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self.failures - 1)) if self.failures else 0.0
         why = self.refused or f"its process ended with {code}"
         _LOG.error("worker lost", extra={"instance": self.name, "why": why, "again_in": pause})
         self._lost(self, running, why)
@@ -152,6 +152,8 @@ class Instance:
 
     def stop(self) -> None:
         """End the process for good."""
+        if self._stopped:
+            return
         self._stopped, self.ready = True, False
         if self._timer:
             self._timer.cancel()

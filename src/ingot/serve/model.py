@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ingot.errors import ServeError
+from ingot.runtime.host import available_cpus
 from ingot.serve.batch import Batch, CostPolicy, Limits, PlainPolicy, Policy, Wait
 from ingot.serve.config import ModelConfig
 from ingot.serve.cost import CostCurve
@@ -20,7 +21,8 @@ from ingot.serve.tensor import Answer, Checker, Description, Request
 
 _LOG = logging.getLogger("ingot.serve")
 HANG, HANG_FACTOR = 10.0, 20.0      # seconds, and times the predicted cost, that a batch may run
-LOAD = 3600.0                       # seconds a first load may take: it may build the engine
+TRIES = 3                           # starts that may fail before a model counts as one that cannot be loaded
+CROWD = 0.1                         # requests under way below which clients send one after another
 
 
 def policy_for(config: ModelConfig, limits: Limits, curve: CostCurve, goal: float) -> Policy:
@@ -64,13 +66,15 @@ class ServedModel:
         self.curve: CostCurve | None = None
         self.reason = "it is being loaded"
         self._rate = Rate()
+        self._spare = len(available_cpus()) > 1
+        self._crowd = 1.0           # requests under way when another comes, of late
         self._loop = asyncio.get_running_loop()
         self._queue: list[Request] = []
         self._timer: asyncio.TimerHandle | None = None
         self._checker: Checker | None = None
         self._packer: Packer | None = None
         self._policy: Policy | None = None
-        self._draining = False
+        self._draining = self._pumping = False
         self._first = self._loop.create_future()
         count = config.instances
         self.instances = [Instance(f"{name}/{version}/{i}", self._told(threads, cpus[i] if i < len(cpus) else ()),
@@ -138,12 +142,19 @@ class ServedModel:
         self._rate.arrived(now)
         answer = request.answer = self._loop.create_future()
         queue = self._queue
+        self._crowd += 0.02 * (self.under_way - self._crowd)
         if queue and queue[-1].priority > request.priority:
             insort(queue, request, key=_urgency)
         else:
             queue.append(request)
-        self.pump()
+        if not self._pumping:           # at the end of this turn of the loop: what arrives together runs together
+            self._pumping = True
+            self._loop.call_soon(self._pump_once)
         return answer
+
+    def _pump_once(self) -> None:
+        self._pumping = False
+        self.pump()
 
     def pump(self) -> None:
         """Hand batches to idle instances for as long as there is reason to."""
@@ -192,6 +203,7 @@ class ServedModel:
             chosen = set(map(id, taken))
             self._queue[:] = [r for r in self._queue if id(r) not in chosen]
         message = self._packer.lay(batch, instance.memory)      # type: ignore[union-attr]
+        message["awake"] = self._spare and self._crowd < CROWD
         for request in taken:
             request.taken = now
         predicted = batch.predicted or self.curve.seconds(batch.rows, batch.length)     # type: ignore[union-attr]
@@ -243,7 +255,7 @@ class ServedModel:
         if not any(i.ready for i in self.instances):
             self.reason = why
         self.stats.restarts += 1
-        if instance.refused and not self._first.done():
+        if (instance.refused or instance.failures >= TRIES) and not self._first.done():
             self._first.set_exception(ServeError(f"the model '{self.name}' cannot be loaded", kind="unavailable",
                                                  why=(why,), mend="mend the model, then load it again"))
         if running:

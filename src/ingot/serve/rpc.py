@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import grpc
 import numpy as np
 
 from ingot.errors import ServeError
@@ -15,6 +14,7 @@ from ingot.serve.infer import selected, urgency
 from ingot.serve.protocol import MESSAGES, METHODS, SERVICE
 from ingot.serve.status import CODES
 from ingot.serve.tensor import Answer, Request, Tensor, element_count
+from ingot.serve.tuned_grpc import grpc
 
 if TYPE_CHECKING:
     from ingot.serve.server import Server

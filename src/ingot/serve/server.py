@@ -16,7 +16,6 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-import grpc
 import uvicorn
 import uvloop
 from prometheus_client import CollectorRegistry
@@ -31,6 +30,7 @@ from ingot.serve.rpc import service_of
 from ingot.serve.spans import Spans
 from ingot.serve.tensor import Answer, Request
 from ingot.serve.traffic import Recorder
+from ingot.serve.tuned_grpc import grpc
 
 _LOG = logging.getLogger("ingot.serve")
 TICK = 0.05             # seconds between looks at what only time changes
@@ -298,6 +298,8 @@ class Server:
         self.closing = True             # readiness is off, and every answer now closes its connection
         stopping = [asyncio.ensure_future(rpc.stop(self.options.drain))] if rpc else []
         if http and http_task:
+            for listening in http.servers:
+                listening.close()       # who comes now is refused; who is connected is answered once more
             await asyncio.sleep(LAST_CALL)
             http.should_exit = True
             stopping.append(http_task)

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from ingot.env import cache_folder
 from ingot.errors import IngotError, InputError
 from ingot.runtime.session import Session
 from ingot.serve.datatype import array_of, bytes_of, numpy_of
-from ingot.serve.describe import check_padding, cost_of, describe, engine_at
+from ingot.serve.describe import check_padding, cost_of, describe, engine_at, fitting_session
 from ingot.serve.shared import Shared, aligned
 
+SMALL = 1 << 16         # bytes of outputs that are rather copied: to write them in place takes the session longer
+SPIN = 300e-6           # seconds a worker waits awake at most
 DIE_WITH_PARENT = 1     # PR_SET_PDEATHSIG
 MESSAGE = 1 << 20       # bytes of a message at most
 
@@ -37,6 +40,7 @@ class Worker:
     def __init__(self, channel: socket.socket, memory: Shared) -> None:
         self._channel, self._memory = channel, memory
         self._session: Session | None = None
+        self._awake = False         # whether the next batch is waited for awake
         self._outputs: tuple[tuple[str, str], ...] = ()
         self._inputs: tuple[tuple[str, str], ...] = ()
         self._shapes: dict[tuple[tuple[int, ...], ...], list[tuple[str, tuple[int, ...]]]] = {}
@@ -45,7 +49,7 @@ class Worker:
         """Load what the first message names; gives the description and the cost curve."""
         threads = int(told["threads"])
         engine, digest = engine_at(Path(told["path"]), told["shapes"], threads)
-        session = Session(engine, threads or None)
+        session = fitting_session(engine, threads)
         description = describe(session, engine)
         check_padding(description, told["pad"])
         others = {d for p in description.inputs for d in p.dims if isinstance(d, str) and d != description.batch}
@@ -57,8 +61,9 @@ class Worker:
         return {"ready": description.to_json(), "cost": curve.to_json(), "digest": digest}
 
     def run(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One batch: {"size", "inputs": [[offset, bytes, shape], ...], "out": offset} -> outputs in the same form."""
+        """One batch: {"size", "awake", "inputs": [[offset, bytes, shape], ...], "out": offset}; outputs likewise."""
         begin = time.perf_counter()
+        self._awake = batch["awake"]
         view = self._memory.upto(batch["size"], grow=False)
         feeds: dict[str, np.ndarray] = {}
         shapes = []
@@ -83,11 +88,13 @@ class Worker:
                 "size": len(self._memory.view)}
 
     def _places(self, known: list[tuple[str, tuple[int, ...]]], at: int) -> dict[str, np.ndarray]:
-        """Where outputs of known shapes are to be written: straight into the shared memory. None for strings."""
+        """Where outputs of known shapes are written straight into the shared memory; {} where they are copied."""
         if any(datatype == "BYTES" for _, datatype in self._outputs):
             return {}
         sizes = [int(np.prod(shape, dtype=np.int64)) * numpy_of(datatype).itemsize
                  for (_, shape), (_, datatype) in zip(known, self._outputs, strict=True)]
+        if sum(sizes) <= SMALL:
+            return {}
         view = self._memory.upto(at + sum(map(aligned, sizes)))
         out = {}
         for (name, shape), (_, datatype), nbytes in zip(known, self._outputs, sizes, strict=True):
@@ -110,16 +117,35 @@ class Worker:
             at += aligned(nbytes)
         return told
 
+    def _next(self, room: memoryview) -> int:
+        """Wait for a message: awake for a moment where one client sends one request after another, which is quicker.
+
+        Only then: where several requests are under way, the core is better left to whoever brings the next.
+        """
+        if self._awake:
+            until = time.perf_counter() + SPIN
+            receive = partial(self._channel.recv_into, room, 0, socket.MSG_DONTWAIT)
+            while time.perf_counter() < until:
+                try:
+                    return receive()
+                except BlockingIOError:
+                    continue
+        return self._channel.recv_into(room)
+
     def serve(self) -> None:
         """Batches until the server closes its end."""
-        receive, send, dumps, loads = self._channel.recv, self._channel.send, orjson.dumps, orjson.loads
-        while message := receive(MESSAGE):
+        send, dumps, loads = self._channel.send, orjson.dumps, orjson.loads
+        room = memoryview(bytearray(MESSAGE))       # `recv` would make a buffer this large each time
+        while count := self._next(room):
             try:
-                reply = self.run(loads(message))
+                reply = self.run(loads(room[:count]))
             except InputError as error:
                 reply = {"error": "invalid", "text": str(error)}
             except IngotError as error:
                 reply = {"error": "failed", "text": str(error)}
+            except MemoryError:         # told, and then the process ends: nobody knows what is left half done
+                send(dumps({"error": "failed", "text": "the worker's memory did not suffice"}))
+                return
             send(dumps(reply))
 
 
@@ -148,6 +174,8 @@ def main() -> int:
         reply = {"refused": str(error)}
     except (OSError, ValueError) as error:
         reply = {"refused": f"{type(error).__name__}: {error}"}
+    except MemoryError:
+        reply = {"refused": "its memory does not suffice to load it"}
     channel.send(orjson.dumps(reply))
     if "refused" in reply:
         return 1

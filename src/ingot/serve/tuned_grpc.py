@@ -1,0 +1,12 @@
+"""gRPC, set up before its first import: without the extra threads its listener hands every event through.
+
+Measured on two cores: an echo takes 255 us instead of 357.
+"""
+from ingot.env import prefer
+
+prefer("GRPC_EXPERIMENTS", "-event_engine_listener,-event_engine_dns")
+prefer("GRPC_VERBOSITY", "ERROR")
+
+import grpc  # noqa: E402
+
+__all__ = ["grpc"]
