@@ -120,8 +120,13 @@ def _original(source: Source, graph: Graph, other: bool) -> Original:
     def run(feeds: Feeds) -> Mapping[str, np.ndarray]:
         if other and not all(np.isfinite(a).all() for a in feeds.values() if a.dtype.kind == "f"):
             return run_graph(graph, feeds)
-        return named(source.run(feeds), graph)
+        return _run(source, graph, feeds)
     return Original(f"{source.framework} {source.name}", run)
+
+
+def _run(source: Source, graph: Graph, feeds: Feeds) -> Mapping[str, np.ndarray]:
+    """The framework's own run. What the graph does not read is as in the example."""
+    return named(source.run({**source.examples, **feeds}), graph)
 
 
 def named(found: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray]:
@@ -151,7 +156,7 @@ def _compared(source: Source, graph: Graph, name: str, given: Sequence[Feeds], s
 
     Where they part only over NaN and infinities, those inputs are made finite and tried again, and an alarm says so.
     """
-    judge = Original(f"{source.framework} {source.name}", lambda feeds: named(source.run(feeds), graph))
+    judge = Original(f"{source.framework} {source.name}", lambda feeds: _run(source, graph, feeds))
     feeds = [{k: v for k, v in one.items() if k in graph.inputs} for one in given]
 
     def compared(tried: Sequence[Probe]) -> Verdict:
