@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ingot.errors import InputError
+from ingot.errors import InputError, UnsupportedError
 from ingot.frontend.shapes import DEFAULT_PROFILE, ShapeSpec, is_shapes, parse_shapes
 from ingot.frontend.source import Alarm, Export, Source
-from ingot.graph import Graph
+from ingot.graph import Flow, Graph
 
 _TORCH_SUFFIXES = frozenset({".pt2", ".pt", ".pth", ".ts", ".torchscript", ".ckpt"})
 
@@ -43,17 +43,27 @@ def load(model: Any, shapes: Mapping[str, ShapeSpec] | None = None) -> Graph:
     `shapes` gives sizes and ranges per input, for example `{"input": "1..8..32x3x224x224"}`. Raises InputError,
     ModelError or UnsupportedError.
     """
-    if isinstance(model, Graph):
+    found = read(model, shapes)
+    if isinstance(found, Flow):
+        raise UnsupportedError("data decides the course or a shape of the model: it is no single graph",
+                               why=tuple(f"{c.node.where}: {c.why}" for c in found.calls),
+                               mend="build it with ingot.build, which cuts it into parts")
+    return found
+
+
+def read(model: Any, shapes: Mapping[str, ShapeSpec] | None = None) -> Graph | Flow:
+    """As `load`; a model in which data decides a shape or the course comes as a flow of graphs and calls."""
+    if isinstance(model, (Graph, Flow)):
         if shapes:
             raise InputError("shapes are given with a graph, which has its shapes already", mend="leave them out")
         return model
     # onnx takes a while to import, and not every run needs it
-    from ingot.frontend.onnx import graph_from_onnx
+    from ingot.frontend.onnx import flow_from_onnx
     if isinstance(model, (str, os.PathLike, bytes)) or type(model).__name__ == "ModelProto":
-        return graph_from_onnx(model, shapes)
+        return flow_from_onnx(model, shapes)
     raise InputError(f"a {type(model).__module__}.{type(model).__qualname__} is no model Ingot can read",
                      mend="give an .onnx file or a PyTorch module (ingot.build(module, example_inputs))")
 
 
-__all__ = ["DEFAULT_PROFILE", "Alarm", "Export", "ShapeSpec", "Source", "is_shapes", "load", "parse_shapes",
+__all__ = ["DEFAULT_PROFILE", "Alarm", "Export", "ShapeSpec", "Source", "is_shapes", "load", "parse_shapes", "read",
            "source_from"]

@@ -58,8 +58,10 @@ def attribute_protos(attrs: Attrs) -> list[onnx.AttributeProto]:
             continue
         if isinstance(value, np.ndarray):
             value = numpy_helper.from_array(value)
+        elif isinstance(value, bytes):
+            value = onnx.TypeProto.FromString(value)        # what an Optional or a sequence is to hold
         elif isinstance(value, tuple):
-            value = list(value)
+            value = [numpy_helper.from_array(v) if isinstance(v, np.ndarray) else v for v in value]
         kind = onnx.AttributeProto.INTS if value == [] else None
         out.append(helper.make_attribute(name, value, attr_type=kind))
     return out
@@ -109,6 +111,7 @@ def _tensors_only(schema: Any) -> bool:
     return not graphs and not any(k.startswith(("seq", "optional", "map")) for k in kinds)
 
 
+_known = frozenset(OPS)
 for _schema in onnx.defs.get_all_schemas():
     if (not _schema.domain and not _schema.deprecated and _schema.name not in OPS and refusal(_schema.name) is None
             and _schema.name not in ("Constant", "CastLike", "Dropout") and _tensors_only(_schema)):
@@ -117,4 +120,6 @@ for _schema in onnx.defs.get_all_schemas():
                    {name: _default(a) for name, a in _schema.attributes.items()},
                    outputs=-1 if _schema.max_output > 64 else _schema.max_output))
 
-__all__ = ["attribute_protos", "refusal"]
+FALLBACK = frozenset(OPS) - _known      # ops that run on the reference alone
+
+__all__ = ["FALLBACK", "attribute_protos", "refusal"]

@@ -1,144 +1,98 @@
-"""graph_from_onnx: an ONNX model, of any opset from 7 on, as a graph."""
+"""An ONNX model, of any opset and any of its domains, as a graph, or as a flow where data decides its course."""
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 import onnx
-from onnx import inliner
 
 from ingot.errors import IngotError, ModelError, UnsupportedError
+from ingot.frontend.onnx.control import inlined_branch, read_control
+from ingot.frontend.onnx.cut import Step, cut
+from ingot.frontend.onnx.guess import guessed
 from ingot.frontend.onnx.item import Item
 from ingot.frontend.onnx.problem import Problem, problem_from, raised
-from ingot.frontend.onnx.read import Source, array_from, read_model
-from ingot.frontend.onnx.upgrade import OLDEST, upgrade
+from ingot.frontend.onnx.proto import (
+    STANDARD,
+    attribute_of,
+    checked_text,
+    constant_of,
+    declared,
+    dtype_of,
+    inlined,
+    opset_of,
+    profiles,
+)
+from ingot.frontend.onnx.read import Source, array_from, dense_from, read_model
+from ingot.frontend.onnx.upgrade import upgrade
 from ingot.frontend.shapes import DEFAULT_PROFILE, ShapeSpec, Symbols, read_spec, settled
-from ingot.graph import DTYPES, Dim, Expr, Graph, GraphBuilder, Node, Symbol, TensorType, evaluate, parse_dim
+from ingot.graph import (
+    DTYPES,
+    Call,
+    Dim,
+    Expr,
+    Flow,
+    Graph,
+    GraphBuilder,
+    Node,
+    Symbol,
+    TensorType,
+    data_symbol,
+    evaluate,
+    symbol,
+)
 from ingot.ops import OPS, OPSET, clamps, dims, infer, pooling_window
 from ingot.ops.contents import Contents, follow, known
 from ingot.ops.convolution import convolution_window
-from ingot.ops.fallback import refusal
-from ingot.ops.onnx_form import DTYPE_ATTRIBUTES, ENUM
+from ingot.ops.fallback import FALLBACK
+from ingot.ops.flow import CONTROL, DATA_PREFIX, evaluator
+from ingot.ops.onnx_form import DTYPE_ATTRIBUTES, ENUM, onnx_attributes
 
 LARGEST = 1 << 40       # bytes one value may take at its largest; more is a mistake or an attack
-MOST_NODES = 1 << 20    # nodes a model may unfold to
 SYMBOLS_KEY = "ingot.symbols"       # where a written model keeps the profiles
 ORIGIN_KEY = "ingot.origin"         # and a written node the names it came from
-_STANDARD = ("", "ai.onnx")
+DATA_PROFILE = (1, 17, 65)          # of the symbol s of a size s-1 that data decides: 0..16..64, more is grown into
 _TEXT = re.compile(r"[\s=,(){}]")    # what the graph's text form cannot hold in a name
 
 
-def graph_from_onnx(model: str | os.PathLike[str] | bytes | onnx.ModelProto,
-                    shapes: Mapping[str, ShapeSpec] | None = None) -> Graph:
+Model: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
+
+
+class _ByDataError(UnsupportedError):
+    """Data decides what a node computes: no part can hold it, a call can."""
+
+
+def flow_from_onnx(model: Model, shapes: Mapping[str, ShapeSpec] | None = None) -> Graph | Flow:
     """Read an ONNX model: inlined, upgraded to the one opset, shape arithmetic resolved, dead nodes gone.
 
-    `shapes` says sizes and ranges per input (see `frontend.shapes`). A symbolic dimension that is given none gets the
+    It is one graph where no data decides a size or the way, else a flow. `shapes` says sizes and ranges per input (see `frontend.shapes`). A symbolic dimension that is given none gets the
     profile 1..1..64. Raises InputError (no such file or input, shapes that do not fit), ModelError or
     UnsupportedError; everything wrong with the nodes is in one error.
     """
     source = read_model(model)
-    reader = _Reader(source, dict(shapes or {}))
-    return reader.graph()
+    reader = Reader(source, dict(shapes or {}))
+    return reader.model_read()
 
 
-def _inlined(source: Source) -> onnx.ModelProto:
-    if not source.model.functions:
-        return source.model
-    _expanded(source.model)
-    try:
-        return inliner.inline_local_functions(source.model)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        raise ModelError("the model's functions cannot be inlined", why=(str(error),),
-                         mend="check the model with onnx.checker, and export it again") from None
-
-
-def _expanded(model: onnx.ModelProto) -> int:
-    """How many nodes the model has once its functions are inlined. Raises ModelError for recursion and for too many."""
-    functions = {(f.domain, f.name): f for f in model.functions}
-    counts: dict[tuple[str, str], int] = {}
-    open_calls: set[tuple[str, str]] = set()
-
-    def total(nodes: Iterable[onnx.NodeProto]) -> int:
-        found = 0
-        for node in nodes:
-            found += 1 + sum(total(a.g.node) for a in node.attribute if a.type == onnx.AttributeProto.GRAPH)
-            if (called := (node.domain, node.op_type)) in functions:
-                found += of(called)
-        if found > MOST_NODES:
-            raise ModelError(f"the model's functions unfold to more than {MOST_NODES} nodes", mend="export it inlined")
-        return found
-
-    def of(called: tuple[str, str]) -> int:
-        if called in open_calls:
-            raise ModelError(f"the function {called[1]} calls itself", mend="export the model inlined")
-        if len(open_calls) > 64:
-            raise ModelError("the model's functions call each other more than 64 deep", mend="export it inlined")
-        if called not in counts:
-            open_calls.add(called)
-            counts[called] = total(functions[called].node)
-            open_calls.discard(called)
-        return counts[called]
-
-    return total(model.graph.node)
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    found = [o.version for o in model.opset_import if o.domain in _STANDARD]
-    if not found and model.opset_import:
-        return OPSET        # only ops of other domains: each of them is reported
-    if not found:
-        raise ModelError("the model names no opset", mend="export it again")
-    if not OLDEST <= found[0] <= OPSET:
-        raise UnsupportedError(f"the model is of opset {found[0]}; served are {OLDEST} to {OPSET}",
-                               mend="export it with a newer opset" if found[0] < OLDEST else f"export it with {OPSET}")
-    return int(found[0])
-
-
-def _text(*names: object) -> None:
-    """Names that are no UTF-8 come as bytes. Raises ModelError."""
-    if bad := [n for n in names if not isinstance(n, str)]:
-        raise ModelError(f"the name {bad[0]!r} is no text", mend="export the model again, or fetch the file again")
-
-
-def _attribute(proto: onnx.AttributeProto, source: Source) -> object:
-    kind = onnx.AttributeProto
-    if proto.ref_attr_name:
-        raise ModelError(f"the attribute {proto.name} refers to a function's, and there is no function")
-    match proto.type:
-        case kind.FLOAT:
-            return proto.f
-        case kind.INT:
-            return proto.i
-        case kind.STRING:
-            return proto.s.decode("utf-8", "replace")
-        case kind.FLOATS:
-            return tuple(proto.floats)
-        case kind.INTS:
-            return tuple(proto.ints)
-        case kind.STRINGS:
-            return tuple(s.decode("utf-8", "replace") for s in proto.strings)
-        case kind.TENSOR:
-            return array_from(proto.t, source)
-        case kind.GRAPH:
-            return proto.g
-    raise UnsupportedError(f"the attribute {proto.name} holds {kind.AttributeType.Name(proto.type)}")
-
-
-class _Reader:
-    """The state of one reading. Lives inside `graph_from_onnx`."""
+class Reader:
+    """The state of one reading. Lives inside `flow_from_onnx`."""
 
     def __init__(self, source: Source, shapes: dict[str, ShapeSpec]) -> None:
-        self.source, self.model = source, _inlined(source)
-        self.opset = _opset(self.model)
+        self.source, self.model = source, inlined(source)
+        self.opset = opset_of(self.model)
         self.shapes = shapes
         self.build = GraphBuilder(infer)
         self.contents: dict[str, Contents] = {}
         self.problems: list[Problem] = []
         self.broken: set[str] = set()           # values of nodes that could not be taken
+        self.steps: list[Step] = []             # of the graph being read
+        self.made: set[str] = set()             # every value there is, those without a type included
         self.uses: Counter[str] = Counter()
         self.count = 0
         self.names: dict[str, str] = {}         # the model's names that the text form cannot hold
@@ -151,7 +105,7 @@ class _Reader:
         """Every name and every use, subgraphs included."""
         self.uses.update(o.name for o in graph.output)
         for node in graph.node:
-            _text(node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute))
+            checked_text(node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute))
             if not any(node.output):
                 raise ModelError(f"the node {node.op_type} '{node.name}' makes nothing", mend="export the model again")
             self.uses.update(node.input)
@@ -159,7 +113,7 @@ class _Reader:
             for a in node.attribute:
                 if a.type == onnx.AttributeProto.GRAPH:
                     self._survey(a.g)
-        _text(*(v.name for v in (*graph.input, *graph.output, *graph.initializer)))
+        checked_text(*(v.name for v in (*graph.input, *graph.output, *graph.initializer)))
         self.taken.update(t.name for t in graph.initializer)
         self.taken.update(v.name for v in graph.input)
 
@@ -182,42 +136,67 @@ class _Reader:
 
     # ------------------------------------------------------------------------------------------------- whole graph
 
-    def graph(self) -> Graph:
+    def model_read(self) -> Graph | Flow:
+        """The whole model."""
         proto = self.model.graph
-        if proto.sparse_initializer:
-            raise UnsupportedError("sparse initializers are not served", mend="export the model with dense weights")
-        constants = {t.name for t in proto.initializer}
-        self._inputs([v for v in proto.input if v.name not in constants])
-        for tensor in proto.initializer:
-            self.constant(self.name(tensor.name), array_from(tensor, self.source))
+        constants = {t.name for t in proto.initializer} | {t.values.name for t in proto.sparse_initializer}
+        inputs = [v for v in proto.input if v.name not in constants]
+        self._inputs(inputs)
+        self.initializers(proto, {})
         self.nodes(proto.node, {})
         for out in proto.output:
-            if self.name(out.name) not in self.build.types and self.name(out.name) not in self.broken:
+            if self.name(out.name) not in self.made and self.name(out.name) not in self.broken:
                 self.problems.append(Problem(f"output '{out.name}'", "nothing makes it", unsupported=False))
         if self.problems:
             raise raised(self.problems, self.source.name)
         outputs = [self.name(o.name) for o in proto.output]
-        return _pruned(self.build.finish(*outputs))
+        names = [self.name(v.name) for v in inputs]
+        if all(isinstance(s, Node) for s in self.steps) and all(v in self.build.types for v in (*names, *outputs)):
+            return _pruned(self.build.finish(*outputs))
+        return replace(self.flow(names, outputs), symbols=self.build.symbols)
+
+    def initializers(self, proto: onnx.GraphProto, scope: Mapping[str, str]) -> None:
+        """Enter a graph's constants, the sparse ones made dense."""
+        for tensor in proto.initializer:
+            self.constant(scope.get(tensor.name, self.name(tensor.name)), array_from(tensor, self.source))
+        for sparse in proto.sparse_initializer:
+            name = sparse.values.name
+            self.constant(scope.get(name, self.name(name)), dense_from(sparse, self.source))
+
+    def flow(self, inputs: Sequence[str], outputs: Sequence[str]) -> Flow:
+        """What has been read, cut at its calls."""
+        return cut(self.steps, inputs, outputs, self.build.types, self.build.constants, self.build.symbols)
+
+    def fresh_size(self) -> Dim:
+        """A size that data decides, 0 included."""
+        name = f"{DATA_PREFIX}{sum(k.startswith(DATA_PREFIX) for k in self.build.symbols)}"
+        self.build.symbols[name] = Symbol(name, *DATA_PROFILE)
+        return symbol(name) - 1
 
     def _inputs(self, inputs: Sequence[onnx.ValueInfoProto]) -> None:
         names = [v.name for v in inputs]
         if unknown := [n for n in self.shapes if n not in names]:
             raise ModelError(f"the model has no input '{unknown[0]}'", mend=f"its inputs: {', '.join(names) or 'none'}")
         saved = {p.key: p.value for p in self.model.metadata_props}.get(SYMBOLS_KEY, "")
-        symbols = Symbols(_profiles(saved))
+        symbols = Symbols(profiles(saved))
         found: dict[str, TensorType] = {}
         for v in inputs:
             tensor = v.type.tensor_type
+            self.made.add(self.name(v.name))
+            if v.type.HasField("sequence_type") or v.type.HasField("optional_type"):
+                if v.name in self.shapes:
+                    raise ModelError(f"input '{v.name}' is no tensor", mend="give no shape for it")
+                continue
             if not v.type.HasField("tensor_type") or tensor.elem_type not in ENUM:
                 raise UnsupportedError(f"input '{v.name}' is no tensor", mend="export the model with tensors as inputs")
             spec = self.shapes.get(v.name)
             if not tensor.HasField("shape") and spec is None:
                 raise ModelError(f"input '{v.name}' has no shape",
                                  mend=f"give one: --shapes {v.name}:1..8..32x3x224x224")
-            declared: list[Dim | None] = [_declared(d) for d in tensor.shape.dim]
+            said: list[Dim | None] = [declared(d) for d in tensor.shape.dim]
             if not tensor.HasField("shape") and spec is not None:
-                declared = [None] * len(read_spec(spec))
-            found[v.name] = TensorType(DTYPES[ENUM[tensor.elem_type]], symbols.shape(v.name, declared, spec))
+                said = [None] * len(read_spec(spec))
+            found[v.name] = TensorType(DTYPES[ENUM[tensor.elem_type]], symbols.shape(v.name, said, spec))
         for name, t in found.items():
             self.build.input(self.name(name), settled(t, symbols.fixed))
         used = {s for t in self.build.types.values() for s in t.symbols}
@@ -226,7 +205,9 @@ class _Reader:
             self.build.symbols[loose] = Symbol(loose, *DEFAULT_PROFILE)
 
     def constant(self, name: str, array: np.ndarray) -> str:
+        """Enter a constant."""
         self.build.constant(name, array)
+        self.made.add(name)
         if (held := known(array)) is not None:
             self.contents[name] = held
         return name
@@ -234,6 +215,7 @@ class _Reader:
     # -------------------------------------------------------------------------------------------------------- nodes
 
     def nodes(self, nodes: Iterable[onnx.NodeProto], scope: Mapping[str, str]) -> None:
+        """Read nodes in order; what cannot be taken becomes a problem."""
         for proto in nodes:
             where = f"{proto.op_type} '{proto.name or next(iter(proto.output), '')}'"
             inputs = [scope.get(i, self.name(i)) for i in proto.input]
@@ -249,74 +231,105 @@ class _Reader:
 
     def _node(self, proto: onnx.NodeProto, inputs: list[str], outputs: list[str], where: str,
               scope: Mapping[str, str]) -> None:
-        if missing := [i for i in inputs if i and i not in self.build.types]:
+        if missing := [i for i in inputs if i and i not in self.made]:
             raise ModelError(f"it reads '{missing[0]}', which nothing makes before it", mend="order the nodes")
-        if again := [o for o in outputs if o and o in self.build.types]:
+        if again := [o for o in outputs if o and o in self.made]:
             raise ModelError(f"it makes '{again[0]}', which is made already", mend="give every value one name")
-        attrs = {a.name: _attribute(a, self.source) for a in proto.attribute}
-        if proto.domain not in _STANDARD:
-            raise UnsupportedError(f"op {proto.domain}::{proto.op_type} is not of ONNX's standard set",
-                                   mend="export the model without optimisations of other tools")
-        if proto.op_type == "Constant":
-            self.constant(outputs[0], _constant(attrs, where))
-            return
-        if proto.op_type == "If":
-            if not inputs:
-                raise ModelError("it has no condition", where=where)
-            self._branch(inputs[0], outputs, attrs, where, scope)
-            return
-        item = Item(proto.op_type, inputs, outputs, attrs, where, self.build.types.get, self._another,
-                    self.fresh, lambda v: bool(self.uses[v]))
-        upgrade(item, self.opset)
+        attrs = {a.name: attribute_of(a, self.source) for a in proto.attribute}
         kept = next((p.value for p in proto.metadata_props if p.key == ORIGIN_KEY), "")
-        origin = tuple(kept.split("\n")) if kept else (proto.name or proto.output[0],)
+        origin = tuple(kept.split("\n")) if kept else (proto.name or next(filter(None, proto.output)),)
+        if proto.domain not in STANDARD:
+            version = next((int(o.version) for o in self.model.opset_import if o.domain == proto.domain), 0)
+            self.call(Call(Node(proto.op_type, tuple(inputs), tuple(outputs), attrs, origin), proto.domain, version,
+                           why=f"no kernel knows the ops of {proto.domain}"))
+            return
+        if proto.op_type == "Constant":
+            self.constant(outputs[0], constant_of(attrs, where))
+            return
+        if proto.op_type in CONTROL:
+            if proto.op_type == "If" and (held := self.contents.get(next(iter(inputs), ""))) is not None:
+                inlined_branch(self, bool(held.flat[0]), outputs, attrs, where, scope)
+            else:
+                read_control(self, Node(proto.op_type, tuple(inputs), tuple(outputs), attrs, origin), scope)
+            return
+        item = Item(proto.op_type, list(inputs), list(outputs), dict(attrs), where, self.build.types.get,
+                    self._another, self.fresh, lambda v: bool(self.uses[v]))
+        try:
+            upgrade(item, self.opset)
+        except UnsupportedError as error:
+            self.call(Call(Node(proto.op_type, tuple(inputs), tuple(outputs), attrs, origin), "", self.opset,
+                           why=error.what))
+            return
         for part in (*item.before, item, *item.after):
             self._add(part, origin)
 
     def _another(self, array: np.ndarray) -> str:
         return self.constant(self.fresh(), array)
 
-    def _branch(self, condition: str, outputs: list[str], attrs: Mapping[str, object], where: str,
-                scope: Mapping[str, str]) -> None:
-        held = self.contents.get(condition)
-        if held is None:
-            raise UnsupportedError("its condition depends on the data", mend="export the model with one branch")
-        graph = attrs["then_branch" if held.flat[0] else "else_branch"]
-        if not isinstance(graph, onnx.GraphProto):
-            raise ModelError("it has no branch to take", where=where)
-        inner = dict(scope)
-        for value in (*(t.name for t in graph.initializer), *(o for n in graph.node for o in n.output if o)):
-            inner[value] = self.fresh()
-        for tensor in graph.initializer:
-            self.constant(inner[tensor.name], array_from(tensor, self.source))
-        self.nodes(graph.node, inner)
-        for made, out in zip(graph.output, outputs, strict=True):
-            result = inner.get(made.name, self.name(made.name))
-            if result in self.broken:
-                self.broken.add(out)
-            else:
-                self._append(Node("Identity", (result,), (out,), {}, (where,)))
-
     def _add(self, item: Item, origin: tuple[str, ...]) -> None:
+        """Enter a node of today's opset: into a part where it fits, else as a call."""
         if item.op == "CastLike":
             like = item.type_of(item.operand(1))
-            item.op, item.inputs = "Cast", item.inputs[:1]
-            item.attrs["to"] = like.dtype.name if like else "f32"
+            if like is not None:
+                item.op, item.inputs = "Cast", item.inputs[:1]
+                item.attrs["to"] = like.dtype.name
+        names = tuple(filter(None, item.outputs))
         if item.op not in OPS:
-            why = refusal(item.op)
-            raise UnsupportedError(f"op {item.op} " + (f"needs {why}" if why else "is unknown"))
-        self._translate(item)
+            self.call(Call(Node(item.op, tuple(item.inputs), tuple(item.outputs), item.attrs, origin), "", self.opset,
+                           why="no kernel knows it"))
+            return
+        self._spelled_types(item)
         while item.outputs and (not item.outputs[-1] or (len(item.outputs) > 1 and OPS[item.op].outputs >= 1
                                                          and not self.uses[item.outputs[-1]])):
             item.outputs.pop()
         while item.inputs and not item.inputs[-1]:
             item.inputs.pop()
-        node = Node(item.op, tuple(item.inputs), tuple(item.outputs), MappingProxyType(item.attrs), origin)
-        self._append(self._spelled(node))
+        given, attrs = tuple(item.inputs), dict(item.attrs)
+        before = len(self.steps)
+        try:
+            if untyped := [v for v in given if v and v not in self.build.types]:
+                raise _ByDataError(f"the rank of '{untyped[0]}' is not known before the model runs")
+            self._promoted(item)
+            node = Node(item.op, tuple(item.inputs), tuple(item.outputs), MappingProxyType(item.attrs), origin)
+            self.append(self._spelled(node))
+        except IngotError as error:
+            by_data = isinstance(error, _ByDataError) or any(
+                data_symbol(d) or any(s.startswith(DATA_PREFIX) for s in t.symbols)
+                for v in given if (t := self.build.types.get(v)) is not None for d in t.shape)
+            training = isinstance(error, UnsupportedError) and "training" in error.what
+            if not by_data and not training and item.op not in FALLBACK:
+                raise
+            del self.steps[before:]
+            for name in names:
+                self.build.types.pop(name, None)
+                self.contents.pop(name, None)
+            node = Node(item.op, given, tuple(item.outputs), MappingProxyType(attrs), origin)
+            self.call(Call(node, "", OPSET, late=item.op not in FALLBACK and not training, why=error.what))
 
-    def _translate(self, item: Item) -> None:
-        """Element types by name, promoted operands as attributes."""
-        op, attrs = OPS[item.op], item.attrs
+    def call(self, call: Call) -> None:
+        """Enter a call. Raises UnsupportedError where nobody knows the op."""
+        node = call.node
+        attrs = onnx_attributes(node) if call.late else dict(node.attrs)
+        if not call.late and not call.flows:
+            evaluator(call, [bool(n) for n in node.inputs])
+        types = [self.build.types.get(v) for v in node.inputs]
+        operands = [self.build.constants.get(v) for v in node.inputs]
+        found = guessed(node.op, call.domain, call.opset, {**node.attrs, **attrs} if call.late else attrs, types,
+                        operands, len(node.outputs), self.fresh_size)
+        self.enter(call, found)
+
+    def enter(self, call: Call, types: Sequence[TensorType | None]) -> None:
+        """Enter a call whose results' types are known as far as they are."""
+        self.steps.append(call)
+        for name, t in zip(call.node.outputs, types, strict=True):
+            if name:
+                self.made.add(name)
+                if t is not None:
+                    self.build.types[name] = t
+
+    def _spelled_types(self, item: Item) -> None:
+        """Element types by name."""
+        attrs = item.attrs
         for kind, name in DTYPE_ATTRIBUTES:
             if kind == item.op and isinstance(number := attrs.get(name), int):
                 if number and number not in ENUM:
@@ -327,9 +340,15 @@ class _Reader:
             array = value if isinstance(value, np.ndarray) else np.zeros(1, np.float32)
             if array.size != 1:
                 raise ModelError(f"its value has {array.size} elements, not 1")
-            attrs["value"], attrs["dtype"] = array.reshape(-1)[0].item(), str(_dtype(array))
+            attrs["value"], attrs["dtype"] = array.reshape(-1)[0].item(), str(dtype_of(array))
         if item.op == "Range" and (start := item.type_of(item.operand(0))) is not None:
             attrs["dtype"] = start.dtype.name
+        for name in [k for k, v in attrs.items() if v is None]:
+            del attrs[name]
+
+    def _promoted(self, item: Item) -> None:
+        """Shape-like operands as attributes. Raises _ByDataError where one is not known."""
+        op, attrs = OPS[item.op], item.attrs
         for position, name in op.promoted.items():
             operand = item.operand(position)
             t = item.type_of(operand) if operand else None
@@ -337,15 +356,16 @@ class _Reader:
                 continue
             held = self.contents.get(operand)
             if held is None:
-                raise UnsupportedError(f"its operand {name} ('{operand}': {t}) is not known before the model runs",
-                                       mend="export with that shape or position as a constant, or computed from shapes")
+                raise _ByDataError(f"its operand {name} ('{operand}': {t}) is not known before the model runs",
+                                   mend="export with that shape or position as a constant, or computed from shapes")
             attrs[name] = tuple(held.reshape(-1))
         item.inputs = [v for k, v in enumerate(item.inputs) if k not in op.promoted]
-        for name in [k for k, v in attrs.items() if v is None]:
-            del attrs[name]
 
-    def _append(self, node: Node) -> None:
+    def append(self, node: Node) -> None:
+        """Enter a node into a part. Raises ModelError or UnsupportedError."""
         self.build.add(node)
+        self.steps.append(node)
+        self.made.update(filter(None, node.outputs))
         self._bounds(node)
         named = [o for o in node.outputs if o]
         made = [self.build.types[o] for o in named]
@@ -394,47 +414,6 @@ class _Reader:
         spelled = {**plain, "kernel_shape": w.kernel, "strides": w.strides, "dilations": w.dilations,
                    "pads": (*w.begins, *w.ends)}
         return Node(node.op, node.inputs, node.outputs, MappingProxyType(spelled), node.origin)
-
-
-def _dtype(array: np.ndarray) -> str:
-    return next(name for name, t in DTYPES.items() if t.numpy == array.dtype)
-
-
-def _declared(dim: onnx.TensorShapeProto.Dimension) -> Dim | None:
-    if dim.HasField("dim_value"):
-        if dim.dim_value < 0:
-            return None         # some exporters write -1 for "any"
-        return int(dim.dim_value)
-    _text(dim.dim_param)
-    text = dim.dim_param.strip()
-    if not text:
-        return None
-    try:
-        return parse_dim(text)
-    except ModelError:
-        return parse_dim("_" + re.sub(r"\W", "_", text))
-
-
-def _profiles(text: str) -> dict[str, Symbol]:
-    found: dict[str, Symbol] = {}
-    for name, low, opt, high in re.findall(r"(\w+): (\d+)\.\.(\d+)\.\.(\d+)", text):
-        found[name] = Symbol(name, int(low), int(opt), int(high))
-    return found
-
-
-def _constant(attrs: Mapping[str, object], where: str) -> np.ndarray:
-    for name, dtype in (("value_int", np.int64), ("value_ints", np.int64), ("value_float", np.float32),
-                        ("value_floats", np.float32), ("value_string", object), ("value_strings", object)):
-        if name in attrs:
-            try:
-                return np.asarray(attrs[name], dtype=dtype)
-            except (ValueError, TypeError) as error:
-                raise ModelError(f"the attribute {name} holds something else", where=where,
-                                 why=(str(error),)) from None
-    value = attrs.get("value")
-    if not isinstance(value, np.ndarray):
-        raise UnsupportedError(f"a constant given as {', '.join(attrs) or 'nothing'}", where=where)
-    return value
 
 
 def _pruned(graph: Graph) -> Graph:

@@ -16,6 +16,7 @@ from ingot.graph import DTYPES
 from ingot.ops.onnx_form import ENUM
 
 _PACKED = frozenset({"u4", "i4", "u2", "i2", "f4e2m1"})       # several elements per byte in the file
+_LARGEST_SPARSE = 1 << 32        # bytes a sparse tensor may take once it is dense
 _MEND = "export the model again, or fetch the file again and compare its checksum"
 
 
@@ -94,6 +95,25 @@ def array_from(tensor: onnx.TensorProto, source: Source) -> np.ndarray:
         return np.asarray(numpy_helper.to_array(tensor)).reshape(shape)
     except (ValueError, OverflowError) as error:
         raise ModelError("its numbers cannot be read", where=where, why=(str(error),), mend=_MEND) from None
+
+
+def dense_from(sparse: onnx.SparseTensorProto, source: Source) -> np.ndarray:
+    """The dense array of a sparse tensor. Raises ModelError."""
+    values, at = array_from(sparse.values, source), array_from(sparse.indices, source)
+    where, shape = f"tensor '{sparse.values.name}'", tuple(int(d) for d in sparse.dims)
+    if any(d < 0 for d in shape) or math.prod(shape) * values.itemsize > _LARGEST_SPARSE:
+        raise ModelError(f"the sparse shape {list(shape)} is not one to make dense", where=where, mend=_MEND)
+    made = np.zeros(shape, values.dtype)
+    flat = at.reshape(-1) if at.ndim == 1 else None
+    try:
+        if flat is None:
+            flat = np.ravel_multi_index(tuple(at.T), shape) if at.size else np.zeros(0, np.int64)
+        if len(flat) != len(values) or (flat.size and (flat.min() < 0 or flat.max() >= made.size)):
+            raise ValueError(f"{len(values)} values at {len(flat)} places")
+    except ValueError as error:
+        raise ModelError("its places lie outside its shape", where=where, why=(str(error),), mend=_MEND) from None
+    made.reshape(-1)[flat] = values
+    return made
 
 
 def _external(tensor: onnx.TensorProto, source: Source, dtype: np.dtype, shape: tuple[int, ...], needed: int,
