@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from ingot.errors import IngotError, InputError, ModelError, UnsupportedError
-from ingot.frontend import load, parse_shapes
+from ingot.frontend import load, parse_shapes, read
 from ingot.frontend.onnx import onnx_from_graph
-from ingot.graph import Symbol, parse, show
+from ingot.graph import Flow, Symbol, parse, show
 from ingot.ops import OPS, OPSET, infer
 from ingot.ops.reference import bindings_from, run_graph
 
@@ -185,22 +185,31 @@ def test_an_op_without_a_declaration_of_ours_comes_in_by_onnx_inference():
 # --- errors ---
 
 def test_everything_that_is_wrong_is_in_one_error():
-    nodes = [helper.make_node("NonZero", ["x"], ["a"], name="first"),
-             helper.make_node("Relu", ["a"], ["after_a"], name="unreached"),
-             helper.make_node("FusedThing", ["x"], ["b"], name="second", domain="com.microsoft"),
+    nodes = [helper.make_node("FusedThing", ["x"], ["b"], name="second", domain="com.microsoft"),
+             helper.make_node("Relu", ["b"], ["after_b"], name="unreached"),
              helper.make_node("MatMul", ["x", "w"], ["c"], name="third"),
-             helper.make_node("Reshape", ["x", "n"], ["d"], name="fourth")]
-    model = _model(nodes, {"x": [2, 3], "n": [1]}, ["after_a", "b", "c", "d"], {"w": np.ones((4, 4), np.float32)},
-                   kinds={"n": TensorProto.INT64})
+             helper.make_node("NoSuchOp", ["x"], ["d"], name="fourth")]
+    model = _model(nodes, {"x": [2, 3]}, ["after_b", "c", "d"], {"w": np.ones((4, 4), np.float32)})
     with pytest.raises(ModelError) as caught:
         load(model)
-    assert caught.value.what == "the model: 4 nodes cannot be taken"
+    assert caught.value.what == "the model: 3 nodes cannot be taken"
     text = str(caught.value)
-    for part in ("NonZero 'first': op NonZero needs a size that depends on the data", "com.microsoft::FusedThing",
-                 "MatMul 'third': the inner dimensions: 3 and 4 differ", "'n': i64[1]) is not known before"):
+    for part in ("FusedThing 'second': ", "com.microsoft::FusedThing", "NoSuchOp 'fourth'",
+                 "MatMul 'third': the inner dimensions: 3 and 4 differ"):
         assert part in text
     assert "unreached" not in text
     assert "mend:" in text
+
+
+def test_where_data_decides_there_is_no_single_graph_and_the_error_says_what_cuts_it():
+    nodes = [helper.make_node("NonZero", ["x"], ["a"], name="first"),
+             helper.make_node("Reshape", ["x", "n"], ["d"], name="fourth")]
+    model = _model(nodes, {"x": [2, 3], "n": [1]}, ["a", "d"], kinds={"n": TensorProto.INT64})
+    with pytest.raises(UnsupportedError) as caught:
+        load(model)
+    text = str(caught.value)
+    assert "NonZero 'a' (from first)" in text and "'n': i64[1]) is not known before" in text
+    assert isinstance(read(model), Flow)
 
 
 @pytest.mark.parametrize("node", [

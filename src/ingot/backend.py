@@ -26,14 +26,13 @@ class PreparedModel(BackendRep):  # type: ignore[misc]
         self.session = Session(engine)
 
     @property
-    def variant(self) -> Variant:
-        """What runs here."""
-        return self.session.variant
+    def variants(self) -> tuple[Variant, ...]:
+        """What runs here: one, or as many as the model has parts."""
+        return self.session.variants
 
     def reference_ops(self) -> tuple[str, ...]:
-        """The ops that have no kernel and run on the reference, each once; none where all is compiled."""
-        slow = [x for x in self.variant.program.launches if not x.native]
-        return tuple(dict.fromkeys(s.op for x in slow for s in x.site.steps))
+        """The ops that have run, or will, on the reference; none where all is compiled."""
+        return self.session.referenced
 
     def run(self, inputs: Sequence[Any], **options: Any) -> tuple[Any, ...]:
         """The outputs in the model's order, for inputs in the model's order."""

@@ -15,12 +15,13 @@ from ingot.compiler.divergence import divergence
 from ingot.compiler.gpu import build_gpu
 from ingot.compiler.intake import Extras, Intake, take_in
 from ingot.compiler.options import BuildOptions
+from ingot.compiler.parts import check_options, flow_report, together, verified_flow
 from ingot.compiler.precision import FLOATS, Plan, lowered_precision
 from ingot.compiler.stages import Clock, Dump, race_text, refuse_reference, report
 from ingot.engine import Engine, Variant, graph_digest, is_exact, make_variant, read_engine, write_engine
 from ingot.errors import EngineError, InternalError
 from ingot.frontend import ShapeSpec, is_shapes
-from ingot.graph import Graph, show
+from ingot.graph import Flow, Graph, show
 from ingot.lower import Program, lower
 from ingot.passes import both, optimize, unwatched
 from ingot.passes.check import Checker
@@ -90,6 +91,8 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
         taken = take_in(model, shapes, options, Extras(example_inputs, dynamic, weights, opset, preprocess), inputs,
                         original)
         graph = taken.graph
+    if taken.flow is not None:
+        return _in_parts(taken.flow, target, options, dump, clock, progress, name or taken.name, model, taken)
     if options.target not in ("", "x86"):
         made = build_gpu(graph, options, clock, dump, inputs=taken.inputs, original=taken.original, progress=progress,
                          name=name or taken.name, path=_path(model), notes=taken.notes)
@@ -102,6 +105,17 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
         graph = plan.graph
         if plan.chosen:                 # what the float model answers is in the plan's accuracy
             taken = replace(taken, graph=graph, original=None)
+    optimized, variant, tuned = _compiled(graph, target, options, dump, clock, progress)
+    engine = Engine(name or taken.name, graph, (variant,), report=plan.report() if plan else {})
+    if options.verify:
+        with clock("verify"):
+            engine = _verified(engine, variant, optimized, model, options, taken)
+    return Build(engine, dict(clock.seconds), tuned, plan)
+
+
+def _compiled(graph: Graph, target: Target, options: BuildOptions, dump: Dump, clock: Clock,
+              progress: Callable[[Progress], None] | None) -> tuple[Graph, Variant, Tuning]:
+    """One graph, from the passes to the plan."""
     with clock("optimize"):
         optimized = _optimize(graph, target, options, dump)
     with clock("lower"):
@@ -114,11 +128,21 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
     with clock("plan"):
         variant = make_variant(program, target, tuned.choices, tuned.kernels, report(graph, optimized, program))
         dump("plan", lambda: str(variant.plan))
-    engine = Engine(name or taken.name, graph, (variant,), report=plan.report() if plan else {})
+    return optimized, variant, tuned
+
+
+def _in_parts(flow: Flow, target: Target, options: BuildOptions, dump: Dump, clock: Clock,
+              progress: Callable[[Progress], None] | None, name: str, model: Any, taken: Intake) -> Build:
+    """A model that data decides the course of: each part is compiled as a model of its own would be."""
+    check_options(flow, options)
+    made = [_compiled(p.graph, target, options, dump, clock, progress) for p in flow.parts]
+    parts = tuple(Engine(f"{name}.{k}", p.graph, (variant,))
+                  for k, (p, (_, variant, _)) in enumerate(zip(flow.parts, made, strict=True)))
+    engine = Engine(name, flow.graph, report=flow_report(flow), flow=flow, parts=parts)
     if options.verify:
         with clock("verify"):
-            engine = _verified(engine, variant, optimized, model, options, taken)
-    return Build(engine, dict(clock.seconds), tuned, plan)
+            engine = verified_flow(engine, flow, taken.inputs, taken.original, _path(model), options, taken.notes)
+    return Build(engine, dict(clock.seconds), together([t for _, _, t in made]))
 
 
 def load(path: str | os.PathLike[str], *, strict: bool = False, threads: int | None = None) -> Engine:
@@ -135,8 +159,14 @@ def load(path: str | os.PathLike[str], *, strict: bool = False, threads: int | N
     if strict:
         raise EngineError(f"{path} was not built for this device", why=(reason,),
                           mend=f"build it here: ingot build MODEL -o {path}; or load it without strict")
-    graph = engine.graph
-    program = lower(optimize(graph, target), target)
+    if engine.flow is not None:
+        return replace(engine, parts=tuple(_with_variant(p, target) for p in engine.parts))
+    return _with_variant(engine, target)
+
+
+def _with_variant(engine: Engine, target: Target) -> Engine:
+    """The engine with one more variant: of default choices, for this target."""
+    program = lower(optimize(engine.graph, target), target)
     return replace(engine, variants=(*engine.variants, make_variant(program, target)))
 
 

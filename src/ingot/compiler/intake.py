@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from ingot.compiler.options import BuildOptions
-from ingot.frontend import Alarm, ShapeSpec, Source, load, source_from
+from ingot.errors import UnsupportedError
+from ingot.frontend import Alarm, ShapeSpec, Source, read, source_from
 from ingot.frontend.preprocess import joined, prefix_from
-from ingot.graph import Graph
+from ingot.graph import Flow, Graph
 from ingot.ops.reference import run_graph
 from ingot.verify import Original, accept, graph_alarms, original_from
 
@@ -42,6 +43,7 @@ class Intake:
     original: object                    # as `original_from` takes it
     inputs: tuple[Feeds, ...]           # to verify on
     notes: tuple[str, ...] = ()         # which export was taken, and every alarm
+    flow: Flow | None = None            # where data decides the course; `graph` is then its picture
 
 
 def take_in(model: Any, shapes: Mapping[str, ShapeSpec] | None, options: BuildOptions, extras: Extras,
@@ -58,11 +60,12 @@ def take_in(model: Any, shapes: Mapping[str, ShapeSpec] | None, options: BuildOp
 
 
 def _read(model: Any, shapes: Mapping[str, ShapeSpec] | None, inputs: Sequence[Feeds], original: object) -> Intake:
-    graph = load(model, shapes)
+    found = read(model, shapes)
+    flow, graph = (found, found.graph) if isinstance(found, Flow) else (None, found)
     alarms = graph_alarms(graph)
     _tell(alarms)
     name = Path(model).stem if isinstance(model, (str, os.PathLike)) else "model"
-    return Intake(graph, name, original, tuple(inputs), tuple(f"alarm, {a}" for a in alarms))
+    return Intake(graph, name, original, tuple(inputs), tuple(f"alarm, {a}" for a in alarms), flow)
 
 
 def _exported(source: Source, options: BuildOptions, inputs: Sequence[Feeds], original: object, later: bool) -> Intake:
@@ -82,6 +85,10 @@ def _tell(alarms: Sequence[Alarm]) -> None:
 
 def _preprocessed(before: Intake, spec: str, model: Any) -> Intake:
     """The same with pre-processing inside the graph, and in front of the original."""
+    if before.flow is not None:
+        raise UnsupportedError("pre-processing goes in front of a model that is one graph",
+                               why=tuple(f"{c.node.where}: {c.why}" for c in before.flow.calls),
+                               mend="put the pre-processing in front of the model before it is exported")
     name, prefix = prefix_from(before.graph, spec)
     path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else ""
     judge = original_from(before.original, before.graph, path)

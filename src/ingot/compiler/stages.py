@@ -52,7 +52,7 @@ class Clock:
     def __call__(self, stage: str) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        self.seconds[stage] = time.perf_counter() - begin
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
         _LOG.info("%s: %.2f s", stage, self.seconds[stage])
 
 

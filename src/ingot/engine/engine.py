@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from ingot.engine.code import Bundle
-from ingot.graph import Graph
+from ingot.graph import Flow, Graph
 from ingot.lower import Program
 from ingot.plan import MemoryPlan
 from ingot.target import Target
@@ -69,6 +69,8 @@ class Engine:
     variants: tuple[Variant | Sealed[Variant], ...] = ()
     verdict: Mapping[str, object] = field(default_factory=dict)     # what verification found
     report: Mapping[str, object] = field(default_factory=dict)      # how it was built
+    flow: Flow | None = None            # where data decides the course; `portable` is then its picture as one graph
+    parts: tuple[Engine, ...] = ()      # of the flow, in its order; it has no variants of its own
 
     @property
     def graph(self) -> Graph:
@@ -78,6 +80,8 @@ class Engine:
     @property
     def targets(self) -> tuple[Target, ...]:
         """The devices there is a variant for."""
+        if self.parts:
+            return self.parts[0].targets
         return tuple(v.target for v in self.variants if v.target is not None)
 
     def variant_for(self, target: Target) -> Variant | None:
@@ -102,6 +106,8 @@ class Engine:
 
     def declines(self, target: Target) -> str | None:
         """Why the engine has nothing tuned for this device, or None if it has."""
+        if self.flow is not None:
+            return next((why for p in self.parts if (why := p.declines(target)) is not None), None)
         here = [v for v in self.variants if v.target is not None and _same_device(v.target, target)]
         if any(v.generator == generator_version() for v in here):
             return None

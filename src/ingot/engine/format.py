@@ -29,13 +29,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ingot.engine.engine import Check, Engine, Sealed, Variant
+from ingot.engine.flow import flow_from_json, flow_to_json, flows_in
 from ingot.engine.parallel import pool, spread
 from ingot.engine.serial import graph_from_json, graph_to_json, target_from_json, variant_from_json, variant_to_json
 from ingot.errors import EngineError, InternalError, ModelError
 from ingot.graph import DTYPES, Graph, dtype_from_numpy
 
 MAGIC = b"\x89INGOT\r\n"
-VERSION = 1
+VERSION = 2
 _HEAD = struct.Struct("<8sIIQQ32s")
 _ALIGN = 64
 _WRONG_FORM = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, ModelError, OverflowError)
@@ -93,11 +94,17 @@ def write_engine(engine: Engine, path: str | os.PathLike[str]) -> None:
 
     Raises OSError where the file cannot be written.
     """
-    variants = [v.opened if isinstance(v, Sealed) else v for v in engine.variants]
-    out = _Sections([*engine.graph.constants.values(),
-                     *(a for v in variants for a in (*v.program.constants.values(), *v.packed.values()))])
+    engines = engine.parts if engine.flow else (engine,)
+    opened = [[v.opened if isinstance(v, Sealed) else v for v in e.variants] for e in engines]
+    graphs = [e.graph for e in engines]
+    calls = (flow for flow in flows_in(engine.flow)) if engine.flow else ()
+    out = _Sections([*(a for g in graphs for a in g.constants.values()),
+                     *(a for f in calls for a in f.constants.values()),
+                     *(a for vs in opened for v in vs for a in (*v.program.constants.values(), *v.packed.values()))])
+    parts = [{"variants": [variant_to_json(v, out) for v in vs], "graph": graph_to_json(g, out)}
+             for vs, g in zip(opened, graphs, strict=True)]
     body = {"name": engine.name, "verdict": engine.verdict, "report": engine.report,
-            "variants": [variant_to_json(v, out) for v in variants], "graph": graph_to_json(engine.graph, out)}
+            **({"flow": flow_to_json(engine.flow, out), "parts": parts} if engine.flow else parts[0])}
     try:
         manifest = _canonical({**body, "sections": out.rows})
     except (TypeError, ValueError) as error:
@@ -255,10 +262,21 @@ def read_engine(path: str | os.PathLike[str]) -> Engine:
         if end != total:
             raise ValueError("the sections do not fill the file")
         file = _File(where, raw, places, rows)
-        variants = tuple(Sealed(partial(_variant, file, v), target_from_json(v["target"]), str(v["generator"]))
-                         for v in manifest["variants"])
-        return Engine(str(manifest["name"]), Sealed(partial(_graph, file, manifest["graph"])), variants,
-                      dict(manifest["verdict"]), dict(manifest["report"]))
+        name, verdict, report = str(manifest["name"]), dict(manifest["verdict"]), dict(manifest["report"])
+        parts = [(Sealed(partial(_graph, file, p["graph"])),
+                  tuple(Sealed(partial(_variant, file, v), target_from_json(v["target"]), str(v["generator"]))
+                        for v in p["variants"])) for p in manifest.get("parts", [manifest])]
+        if "flow" not in manifest:
+            (graph, variants), = parts
+            return Engine(name, graph, variants, verdict, report)
+        # a flow is walked by its pieces' places: it is read at once
+        graphs = [graph.opened for graph, _ in parts]
+        flow, check = file.sealed(lambda f: flow_from_json(manifest["flow"], graphs, f), "the flow")
+        check()
+        if len(flow.parts) != len(parts):
+            raise ValueError("the flow has other parts than the engine")
+        engines = (Engine(f"{name}.{k}", g, vs) for k, (g, (_, vs)) in enumerate(zip(graphs, parts, strict=True)))
+        return Engine(name, flow.graph, (), verdict, report, flow, tuple(engines))
     except _WRONG_FORM as error:
         raise _damaged(where, f"the manifest is not in the form of version {VERSION}: {error}") from None
 

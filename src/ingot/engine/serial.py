@@ -67,7 +67,8 @@ def _dim_from_json(value: Json) -> int | Expr:
 
 
 @lru_cache(maxsize=8192)
-def _type_to_json(type_: TensorType) -> str:
+def type_to_json(type_: TensorType) -> str:
+    """A tensor type."""
     text = str(type_)
     if parse_type(text) != type_:
         raise InternalError(f"the type {text} does not read back as itself")
@@ -75,15 +76,18 @@ def _type_to_json(type_: TensorType) -> str:
 
 
 @lru_cache(maxsize=8192)
-def _type_from_json(text: str) -> TensorType:
+def type_from_json(text: str) -> TensorType:
+    """The type that was written."""
     return parse_type(text)
 
 
-def _symbol_to_json(symbol: Symbol) -> Json:
+def symbol_to_json(symbol: Symbol) -> Json:
+    """A symbol with its profile."""
     return [symbol.name, symbol.min, symbol.opt, symbol.max]
 
 
-def _symbol_from_json(value: Json) -> Symbol:
+def symbol_from_json(value: Json) -> Symbol:
+    """The symbol that was written."""
     name, *sizes = value
     return Symbol(str(name), *(int(s) for s in sizes))
 
@@ -142,7 +146,8 @@ def value_from_json(value: Json, source: Reader) -> Any:
     raise ValueError(f"unknown tag {tag!r}")
 
 
-def _names(value: Json) -> tuple[str, ...]:
+def names_from_json(value: Json) -> tuple[str, ...]:
+    """A list of names. Raises ValueError."""
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise ValueError("a list of names is wanted")
     return tuple(value)
@@ -157,19 +162,20 @@ def graph_to_json(graph: Graph, out: Writer) -> Json:
                        {k: value_to_json(n.attrs[k], out) for k in sorted(n.attrs)}, list(n.origin)]
                       for n in graph.nodes],
             "constants": [[k, out.put(a)] for k, a in graph.constants.items()],
-            "types": [[k, _type_to_json(t)] for k, t in graph.types.items()],
-            "symbols": [_symbol_to_json(s) for s in graph.symbols.values()]}
+            "types": [[k, type_to_json(t)] for k, t in graph.types.items()],
+            "symbols": [symbol_to_json(s) for s in graph.symbols.values()]}
 
 
 def graph_from_json(value: Json, source: Reader) -> Graph:
     """The graph that was written; its own rules are checked again."""
-    nodes = tuple(Node(str(op), _names(inputs), _names(outputs),
-                       MappingProxyType({k: value_from_json(v, source) for k, v in attrs.items()}), _names(origin))
+    nodes = tuple(Node(str(op), names_from_json(inputs), names_from_json(outputs),
+                       MappingProxyType({k: value_from_json(v, source) for k, v in attrs.items()}),
+                       names_from_json(origin))
                   for op, inputs, outputs, attrs, origin in value["nodes"])
-    symbols = [_symbol_from_json(s) for s in value["symbols"]]
-    return Graph(_names(value["inputs"]), _names(value["outputs"]), nodes,
+    symbols = [symbol_from_json(s) for s in value["symbols"]]
+    return Graph(names_from_json(value["inputs"]), names_from_json(value["outputs"]), nodes,
                  MappingProxyType({k: source.get(a) for k, a in value["constants"]}),
-                 MappingProxyType({k: _type_from_json(t) for k, t in value["types"]}),
+                 MappingProxyType({k: type_from_json(t) for k, t in value["types"]}),
                  MappingProxyType({s.name: s for s in symbols}))
 
 
@@ -177,22 +183,22 @@ def graph_from_json(value: Json, source: Reader) -> Graph:
 
 def _operand_to_json(operand: Operand) -> Json:
     strides = None if operand.strides is None else [_dim_to_json(s) for s in operand.strides]
-    return [_type_to_json(operand.type), strides, operand.constant]
+    return [type_to_json(operand.type), strides, operand.constant]
 
 
 def _operand_from_json(value: Json) -> Operand:
     type_, strides, constant = value
-    return Operand(_type_from_json(type_), None if strides is None else tuple(_dim_from_json(s) for s in strides),
+    return Operand(type_from_json(type_), None if strides is None else tuple(_dim_from_json(s) for s in strides),
                    bool(constant))
 
 
 def site_to_json(site: Site, out: Writer) -> Json:
     """A site."""
     return {"steps": [[s.op, list(s.inputs), [[k, value_to_json(v, out)] for k, v in s.attrs],
-                       [_type_to_json(t) for t in s.types], list(s.absent)] for s in site.steps],
+                       [type_to_json(t) for t in s.types], list(s.absent)] for s in site.steps],
             "inputs": [_operand_to_json(o) for o in site.inputs],
             "outputs": [_operand_to_json(o) for o in site.outputs],
-            "symbols": [_symbol_to_json(s) for s in site.symbols], "main": site.main}
+            "symbols": [symbol_to_json(s) for s in site.symbols], "main": site.main}
 
 
 def site_from_json(value: Json, source: Reader) -> Site:
@@ -204,9 +210,9 @@ def site_from_json(value: Json, source: Reader) -> Site:
             if i is not None and not -len(steps) <= i < len(inputs):
                 raise ValueError("a step reads what is not there")
         steps.append(Step(str(op), tuple(reads), tuple((str(k), value_from_json(v, source)) for k, v in attrs),
-                          tuple(_type_from_json(t) for t in types), tuple(int(k) for k in absent)))
+                          tuple(type_from_json(t) for t in types), tuple(int(k) for k in absent)))
     return Site(tuple(steps), inputs, tuple(_operand_from_json(o) for o in value["outputs"]),
-                tuple(_symbol_from_json(s) for s in value["symbols"]), int(value["main"]))
+                tuple(symbol_from_json(s) for s in value["symbols"]), int(value["main"]))
 
 
 def program_to_json(program: Program, out: Writer) -> Json:
@@ -219,20 +225,21 @@ def program_to_json(program: Program, out: Writer) -> Json:
                          for x in program.launches],
             "views": [[k, v.base, _dim_to_json(v.offset)] for k, v in program.views.items()],
             "constants": [[k, out.put(a)] for k, a in program.constants.items()],
-            "types": [[k, _type_to_json(t)] for k, t in program.types.items()],
-            "symbols": [_symbol_to_json(s) for s in program.symbols.values()]}
+            "types": [[k, type_to_json(t)] for k, t in program.types.items()],
+            "symbols": [symbol_to_json(s) for s in program.symbols.values()]}
 
 
 def program_from_json(value: Json, source: Reader) -> Program:
     """The program that was written."""
     sites = [site_from_json(s, source) for s in value["sites"]]
-    launches = tuple(Launch(sites[site], _names(reads), _names(writes), _names(origin), bool(native), _names(reasons))
+    launches = tuple(Launch(sites[site], names_from_json(reads), names_from_json(writes), names_from_json(origin),
+                            bool(native), names_from_json(reasons))
                      for site, reads, writes, origin, native, reasons in value["launches"])
-    symbols = [_symbol_from_json(s) for s in value["symbols"]]
-    return Program(_names(value["inputs"]), _names(value["outputs"]), launches,
+    symbols = [symbol_from_json(s) for s in value["symbols"]]
+    return Program(names_from_json(value["inputs"]), names_from_json(value["outputs"]), launches,
                    MappingProxyType({k: View(str(base), _dim_from_json(offset)) for k, base, offset in value["views"]}),
                    MappingProxyType({k: source.get(a) for k, a in value["constants"]}),
-                   MappingProxyType({k: _type_from_json(t) for k, t in value["types"]}),
+                   MappingProxyType({k: type_from_json(t) for k, t in value["types"]}),
                    MappingProxyType({s.name: s for s in symbols}))
 
 
@@ -292,7 +299,7 @@ def target_from_json(value: Json) -> Target:
     kind, isa, features, cpu, device, threads = value
     if not isinstance(threads, int) or threads < 1:
         raise ValueError(f"a device with {threads!r} threads")
-    return Target(str(kind), str(isa), frozenset(_names(features)), str(cpu), str(device), int(threads))
+    return Target(str(kind), str(isa), frozenset(names_from_json(features)), str(cpu), str(device), int(threads))
 
 
 def variant_to_json(variant: Variant, out: Writer) -> Json:

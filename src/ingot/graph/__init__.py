@@ -26,7 +26,8 @@ from ingot.graph.types import (
 Dim = int | Expr
 
 __all__ = [
-    "BF16", "BOOL", "DTYPES", "F16", "F32", "F64", "I8", "I32", "I64", "LAYOUTS", "STR", "U8", "Call", "DType", "Dim", "Expr", "Flow",
-    "Graph", "GraphBuilder", "Infer", "Node", "Part", "Piece", "Symbol", "TensorType", "data_symbol", "dense_strides", "dtype_from_numpy", "evaluate",
-    "parse", "parse_dim", "parse_type", "product", "show", "symbol", "symbols_of", "type_of",
+    "BF16", "BOOL", "DTYPES", "F16", "F32", "F64", "I8", "I32", "I64", "LAYOUTS", "STR", "U8", "Call", "DType", "Dim",
+    "Expr", "Flow", "Graph", "GraphBuilder", "Infer", "Node", "Part", "Piece", "Symbol", "TensorType", "data_symbol",
+    "dense_strides", "dtype_from_numpy", "evaluate", "parse", "parse_dim", "parse_type", "product", "show", "symbol",
+    "symbols_of", "type_of",
 ]

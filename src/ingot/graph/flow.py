@@ -17,7 +17,7 @@ import numpy as np
 
 from ingot.graph.dim import Expr, Symbol
 from ingot.graph.graph import Graph, Node
-from ingot.graph.types import STR, TensorType
+from ingot.graph.types import F32, TensorType
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Flow:
 
     @property
     def graph(self) -> Graph:
-        """The outermost pieces as one graph to read and to ask about; what has no type is shown as text."""
+        """The outermost pieces as one graph to read and to ask about; what has no type is shown as a number."""
         nodes: list[Node] = []
         constants = dict(self.constants)
         types: dict[str, TensorType] = dict(self.types)
@@ -119,7 +119,7 @@ class Flow:
                 nodes.append(Node(piece.op, piece.reads, piece.node.outputs, MappingProxyType(plain),
                                   piece.node.origin))
         for value in (*self.inputs, *self.outputs, *(o for n in nodes for o in n.outputs if o)):
-            types.setdefault(value, TensorType(STR, ()))
+            types.setdefault(value, TensorType(F32, ()))
         return Graph(self.inputs, self.outputs, tuple(nodes), MappingProxyType(constants), MappingProxyType(types),
                      self.symbols)
 

@@ -6,7 +6,8 @@ are run with.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from ingot.errors import IngotError, InputError, ModelError, UnsupportedError
-from ingot.graph import Call, Flow, Graph, Part, TensorType, data_symbol
+from ingot.graph import Call, Flow, Graph, Node, Part, TensorType, data_symbol
 from ingot.ops.fallback import attribute_protos
-from ingot.ops.reference import bindings_from, run_graph
+from ingot.ops.op import OPS
+from ingot.ops.reference import bindings_from, evaluate, run_graph
+from ingot.ops.sequence import LISTS
 
 Value = Any             # an array, a list of values (a sequence), or None (an empty optional)
 Values = MutableMapping[str, Value]
@@ -79,12 +82,11 @@ def run_flow(flow: Flow, scope: Scope, run_part: RunPart, run_call: RunCall) -> 
 
 def _called(call: Call, scope: Scope, run_part: RunPart, run_call: RunCall) -> Sequence[Value]:
     given = [scope[v] if v else None for v in call.node.inputs]
-    if call.node.op == "Identity" and not call.domain:
-        return given
     control = _CONTROL.get(call.node.op) if call.flows and not call.domain else None
     try:
         if control is None:
-            return run_call(call, given)
+            kept = None if call.domain else LISTS.get(call.node.op)
+            return run_call(call, given) if kept is None else kept(given, call.node.attrs)
 
         def inside(flow: Flow, *values: Value) -> list[Value]:
             inner = Scope(around=scope)
@@ -221,6 +223,9 @@ def evaluator(call: Call, there: Sequence[bool]) -> Any:
 
 def reference_call(call: Call, given: Sequence[Value]) -> list[Value]:
     """What onnx.reference makes of a call's operands (None: absent, or an empty optional)."""
+    if call.late:
+        node, arrays = specialised(call, [None if v is None else np.asarray(v) for v in given])
+        return list(evaluate(node, arrays, {}))
     return with_evaluator(evaluator(call, [bool(n) for n in call.node.inputs]), call, given)
 
 
@@ -242,6 +247,22 @@ def _plain(value: Value) -> Value:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return np.asarray(value)
+
+
+def specialised(call: Call, given: Sequence[np.ndarray | None]) -> tuple[Node, list[np.ndarray | None]]:
+    """A late call as a node of a graph: shape-like operands have become attributes; and the operands that are left."""
+    promoted, attrs = OPS[call.node.op].promoted, dict(call.node.attrs)
+    names, arrays = [], []
+    for k, (name, array) in enumerate(zip(call.node.inputs, given, strict=True)):
+        if k not in promoted:
+            names.append(name)
+            arrays.append(array)
+        elif array is not None and not (call.node.op == "Resize" and array.size == 0):
+            attrs[promoted[k]] = tuple(array.reshape(-1).tolist())
+    while names and not names[-1]:
+        names.pop()
+        arrays.pop()
+    return replace(call.node, inputs=tuple(names), attrs=MappingProxyType(attrs)), arrays
 
 
 # --- the whole flow on the reference --------------------------------------------------------------------------------
@@ -278,4 +299,5 @@ def empty(part: Part, sizes: Sizes) -> bool:
 DATA_PREFIX = "data_"       # what the symbols of data-decided sizes are called
 
 __all__ = ["CONTROL", "DATA_PREFIX", "Scope", "Sizes", "Value", "begun", "empty", "evaluator",
-           "reference_call", "reference_flow", "run_flow", "with_evaluator"]
+           "reference_call", "reference_flow", "run_flow", "specialised",
+           "with_evaluator"]

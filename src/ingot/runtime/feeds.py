@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -11,11 +12,11 @@ from ingot.graph import Symbol, TensorType, evaluate, symbols_of
 from ingot.graph.dim import Expr
 
 
-def _signature(names: Sequence[str], types: Mapping[str, TensorType]) -> str:
-    return "the inputs are " + ", ".join(f"{n}: {types[n]}" for n in names)
+def _signature(names: Sequence[str], types: Mapping[str, TensorType | None]) -> str:
+    return "the inputs are " + ", ".join(f"{n}: {types[n] or 'any value'}" for n in names)
 
 
-def ordered(feeds: tuple[object, ...], names: Sequence[str], types: Mapping[str, TensorType]) -> list[object]:
+def ordered(feeds: tuple[object, ...], names: Sequence[str], types: Mapping[str, TensorType | None]) -> list[object]:
     """The given inputs, one dict or positional, in the engine's order. Raises InputError."""
     if len(feeds) == 1 and isinstance(feeds[0], Mapping):
         given = feeds[0]
@@ -86,10 +87,10 @@ def checked_out(out: Mapping[str, np.ndarray], outputs: Sequence[tuple[str, np.d
 
 
 def bind(names: Sequence[str], types: Mapping[str, TensorType], symbols: Mapping[str, Symbol],
-         shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
-    """The sizes of the symbols, from the shapes of the inputs. Raises InputError where they do not fit."""
-    sizes: dict[str, int] = {}
-    source: dict[str, str] = {}
+         shapes: Sequence[tuple[int, ...]], known: Mapping[str, int] = MappingProxyType({})) -> dict[str, int]:
+    """The sizes of the symbols, from the shapes of the inputs and what is known. Raises InputError on a misfit."""
+    sizes: dict[str, int] = dict(known)
+    source: dict[str, str] = dict.fromkeys(known, "what ran before")
     later: list[tuple[str, int, Expr, int]] = []
     for name, shape in zip(names, shapes, strict=True):
         type_ = types[name]
@@ -102,10 +103,10 @@ def bind(names: Sequence[str], types: Mapping[str, TensorType], symbols: Mapping
                 if dim != size:
                     raise _misfit(name, axis, shape, type_, f"axis {axis} must be {dim}")
             elif str(dim) in symbols:
-                known = sizes.setdefault(str(dim), size)
+                said = sizes.setdefault(str(dim), size)
                 source.setdefault(str(dim), f"axis {axis} of '{name}'")
-                if known != size:
-                    raise _misfit(name, axis, shape, type_, f"{dim} is {known} by {source[str(dim)]}, {size} here")
+                if said != size:
+                    raise _misfit(name, axis, shape, type_, f"{dim} is {said} by {source[str(dim)]}, {size} here")
             else:
                 later.append((name, axis, dim, size))
     for name, axis, dim, size in later:

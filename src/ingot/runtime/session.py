@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -14,20 +14,23 @@ import numpy as np
 from ingot.engine import Engine, Variant
 from ingot.engine.variant import in_place_by
 from ingot.env import cache_folder, read
-from ingot.errors import EngineError, InternalError
+from ingot.errors import EngineError, InternalError, UnsupportedError
 from ingot.graph import evaluate
 from ingot.kernels import Kernel, Operand
 from ingot.kernels.reference import from_physical, run_site, to_physical
 from ingot.plan import faults, plan_memory
 from ingot.runtime.compiler import CodeCache
 from ingot.runtime.feeds import as_array, bind, checked_out, ordered
+from ingot.runtime.flow import Driver
 from ingot.runtime.host import host_target
 from ingot.runtime.loader import load_codes
 from ingot.runtime.memory import Block, address_of, array_at
 from ingot.runtime.pool import pool_for
 from ingot.runtime.table import Bound, Table
+from ingot.target import Target
 
 _BOUND = 64             # sets of input shapes that are kept ready
+_NOTHING: Mapping[str, int] = {}
 
 
 def code_cache() -> CodeCache:
@@ -47,12 +50,19 @@ class Session:
                  cache: CodeCache | None = None, kernels: Mapping[str, Kernel] | None = None) -> None:
         asked = threads or read().threads or None
         here = host_target(asked)
+        self.engine = engine
+        self._driver: Driver | None = None
+        if engine.flow is not None:
+            self._driver = Driver(engine, engine.flow, here, lambda part: _part(part, here, threads, cache))
+            self.threads = asked or here.threads
+            _sessions.add(self)
+            return
         chosen, check = (variant, None) if variant else engine.begin(here)
         if chosen is None:
             raise EngineError(f"the engine '{engine.name}' was not built for this device", where=str(here),
                               why=(engine.declines(here) or "",),
                               mend="load it with ingot.load, which makes a default variant, or build it here")
-        self.engine, self.variant = engine, chosen
+        self.variant = chosen
         self.threads = asked or min(here.threads, chosen.target.threads)
         self._program = program = chosen.program
         store = cache if cache is not None else code_cache()
@@ -79,12 +89,32 @@ class Session:
         self._outputs = tuple((v, program.types[v].dtype.numpy) for v in program.outputs)
         self._copied = tuple(v for v, h in zip(program.outputs, self._table.holders, strict=True) if not h)
         self._objects: dict[str, np.ndarray] = {}       # values of strings, which have no place in memory
-        self._bounds: dict[tuple[tuple[int, ...], ...], Bound] = {}
+        self._bounds: dict[tuple[object, ...], Bound] = {}
         self.after_fork()
         _sessions.add(self)
 
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """What runs: one, or as many as the model has parts."""
+        return self._driver.variants if self._driver else (self.variant,)
+
+    @property
+    def arena(self) -> int:
+        """Bytes of memory for intermediate values, of all parts together."""
+        return sum(v.plan.arena for v in self._driver.variants) if self._driver else self.plan.arena
+
+    @property
+    def referenced(self) -> tuple[str, ...]:
+        """The ops that run on the slow reference path; where data decides, those that have done so by now."""
+        if self._driver:
+            return tuple(sorted(self._driver.referenced))
+        slow = (s.op for x in self.variant.program.launches if not x.native for s in x.site.steps)
+        return tuple(dict.fromkeys(slow))
+
     def after_fork(self) -> None:
         """A new lock: another thread may have held it, and is not in the forked child to release it."""
+        if self._driver:
+            self._driver.begin_again()
         self._lock = threading.Lock()
 
     # --- a run --------------------------------------------------------------------------------------------------
@@ -95,9 +125,27 @@ class Session:
         Inputs are numpy arrays or DLPack objects on the CPU; dense ones are read without a copy. `out` names arrays
         that receive outputs in place. Raises InputError where something does not fit.
         """
-        arrays = self._arrays(feeds)
+        if self._driver:
+            made = self._driver.run(feeds)
+            for name, into in (out or {}).items():
+                checked_out({name: into}, [(name, made[name].dtype)], [made[name].shape], [])
+                into[...] = made[name]
+                made[name] = into
+            return made
+        return self._run(self._arrays(feeds), out)
+
+    def run_at(self, arrays: Sequence[np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:
+        """The outputs in order, for inputs in order and the sizes of symbols that no input has."""
+        names, types = self._program.inputs, self._program.types
+        dense = [as_array(a, n, types[n]) for a, n in zip(arrays, names, strict=True)]
+        known = {k: sizes[k] for k in self._program.symbols if k in sizes}
+        return list(self._run(dense, None, known).values())
+
+    def _run(self, arrays: list[np.ndarray], out: Mapping[str, np.ndarray] | None,
+             known: Mapping[str, int] = _NOTHING) -> dict[str, np.ndarray]:
         with self._lock:
-            bound = self._bounds.get(tuple([a.shape for a in arrays])) or self._bind(arrays)
+            key = (*[a.shape for a in arrays], *known.values()) if known else tuple([a.shape for a in arrays])
+            bound = self._bounds.get(key) or self._bind(arrays, key, known)
             outputs = self._patched(arrays, bound, out)
             if self._native:
                 self._pool.run(*self._native)
@@ -109,10 +157,14 @@ class Session:
 
     def profile(self, *feeds: object) -> list[tuple[int, float]]:
         """(launch, seconds) of every native call of one run, in order, as seen by the calling thread."""
+        if self._driver:
+            raise UnsupportedError("a model that data decides the course of is not profiled as a whole",
+                                   mend="profile the parts: the engine's `parts` are engines")
         arrays = self._arrays(feeds)
         found: list[tuple[int, float]] = []
         with self._lock:
-            bound = self._bounds.get(tuple([a.shape for a in arrays])) or self._bind(arrays)
+            key = tuple([a.shape for a in arrays])
+            bound = self._bounds.get(key) or self._bind(arrays, key, _NOTHING)
             outputs = self._patched(arrays, bound, None)
             calls = iter(self._table.launches)
             self._keep_strings(arrays)
@@ -145,13 +197,13 @@ class Session:
             arrays.append(as_array(value, name, self._program.types[name]))
         return arrays
 
-    def _bind(self, arrays: list[np.ndarray]) -> Bound:
+    def _bind(self, arrays: list[np.ndarray], key: tuple[object, ...], known: Mapping[str, int]) -> Bound:
         shapes = tuple([a.shape for a in arrays])
         program = self._program
         if len(self._bounds) >= _BOUND:
             self._bounds.clear()
-        sizes = bind(program.inputs, program.types, program.symbols, shapes)
-        found = self._bounds[shapes] = self._table.bound(sizes)
+        sizes = bind(program.inputs, program.types, program.symbols, shapes, known)
+        found = self._bounds[key] = self._table.bound(sizes)
         return found
 
     def _patched(self, arrays: list[np.ndarray], bound: Bound,
@@ -239,6 +291,13 @@ class Session:
             if outputs[name] is not into:
                 into[...] = outputs[name]
                 outputs[name] = into
+
+
+def _part(part: Engine, here: Target, threads: int | None, cache: CodeCache | None) -> Session:
+    """A session of one part of a flow; one that was just made for another instruction set has its variant at hand."""
+    made = [v for v in part.variants if isinstance(v, Variant)]
+    variant = made[-1] if made and part.declines(here) is not None else None
+    return Session(part, threads, variant=variant, cache=cache)
 
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()

@@ -53,6 +53,7 @@ from ingot.ops.convolution import convolution_window
 from ingot.ops.fallback import FALLBACK
 from ingot.ops.flow import CONTROL, DATA_PREFIX, evaluator
 from ingot.ops.onnx_form import DTYPE_ATTRIBUTES, ENUM, onnx_attributes
+from ingot.ops.sequence import LISTS
 
 LARGEST = 1 << 40       # bytes one value may take at its largest; more is a mistake or an attack
 SYMBOLS_KEY = "ingot.symbols"       # where a written model keeps the profiles
@@ -71,7 +72,8 @@ class _ByDataError(UnsupportedError):
 def flow_from_onnx(model: Model, shapes: Mapping[str, ShapeSpec] | None = None) -> Graph | Flow:
     """Read an ONNX model: inlined, upgraded to the one opset, shape arithmetic resolved, dead nodes gone.
 
-    It is one graph where no data decides a size or the way, else a flow. `shapes` says sizes and ranges per input (see `frontend.shapes`). A symbolic dimension that is given none gets the
+    It is one graph where no data decides a size or the way, else a flow. `shapes` says sizes and ranges per input (see
+    `frontend.shapes`). A symbolic dimension that is given none gets the
     profile 1..1..64. Raises InputError (no such file or input, shapes that do not fit), ModelError or
     UnsupportedError; everything wrong with the nodes is in one error.
     """
@@ -105,7 +107,8 @@ class Reader:
         """Every name and every use, subgraphs included."""
         self.uses.update(o.name for o in graph.output)
         for node in graph.node:
-            checked_text(node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute))
+            checked_text(node.name, node.op_type, node.domain, *node.input, *node.output,
+                         *(a.name for a in node.attribute))
             if not any(node.output):
                 raise ModelError(f"the node {node.op_type} '{node.name}' makes nothing", mend="export the model again")
             self.uses.update(node.input)
@@ -296,7 +299,7 @@ class Reader:
             by_data = isinstance(error, _ByDataError) or any(
                 data_symbol(d) or any(s.startswith(DATA_PREFIX) for s in t.symbols)
                 for v in given if (t := self.build.types.get(v)) is not None for d in t.shape)
-            training = isinstance(error, UnsupportedError) and "training" in error.what
+            training = "training" in error.what
             if not by_data and not training and item.op not in FALLBACK:
                 raise
             del self.steps[before:]
@@ -310,7 +313,7 @@ class Reader:
         """Enter a call. Raises UnsupportedError where nobody knows the op."""
         node = call.node
         attrs = onnx_attributes(node) if call.late else dict(node.attrs)
-        if not call.late and not call.flows:
+        if not call.late and not call.flows and (call.domain or node.op not in LISTS):
             evaluator(call, [bool(n) for n in node.inputs])
         types = [self.build.types.get(v) for v in node.inputs]
         operands = [self.build.constants.get(v) for v in node.inputs]

@@ -80,7 +80,7 @@ def checked_text(*names: object) -> None:
 
 
 def attribute_of(proto: onnx.AttributeProto, source: Source) -> object:
-    """An attribute's value: lists as tuples, tensors (sparse ones too) as arrays, types as bytes, graphs as they are."""
+    """An attribute: lists as tuples, tensors (sparse ones too) as arrays, types as bytes, graphs as they are."""
     kind = onnx.AttributeProto
     if proto.ref_attr_name:
         raise ModelError(f"the attribute {proto.name} refers to a function's, and there is no function")
