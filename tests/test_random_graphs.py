@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import benchmarks.random_graphs as runner
-from benchmarks.graph_maker import SYMBOLS, Known, Made, made
+from benchmarks.graph_maker import SYMBOLS, Known, Made, made, misplaced
 from benchmarks.random_graphs import Maker, difference, supervise, tried
 from ingot.graph import Graph, parse, show
 from ingot.ops import infer
@@ -40,6 +40,26 @@ FOUND: Mapping[str, str] = {
         a = AveragePool(x0) {'kernel_shape': (3, 3), 'pads': (1, 1, 1, 1), 'strides': (1, 1)}
         b = Max(x0, a)
         return b
+    """,
+    "a product whose right operand looks packed, and lies at an odd address": """
+        symbol N: 1..2..5
+        symbol M: 1..3..4
+        input x0: f32[1,3,8,8]
+        input x1: f32[1,3,16,16]
+        a = MatMul(x0, x0)
+        b = MatMul(x1, x1)
+        return a, b
+    """,
+    "a product of nothing": """
+        symbol N: 1..2..5
+        symbol M: 1..3..4
+        input x0: f32[N,0]
+        input x1: f32[0,17]
+        input x2: f32[0,3,4]
+        input x3: f32[4,5]
+        a = MatMul(x0, x1)
+        b = MatMul(x2, x3)
+        return a, b
     """,
     "the reference sums squares of narrow integers in wide ones": """
         symbol N: 1..2..5
@@ -82,7 +102,7 @@ def test_what_was_once_wrong_is_right_at_every_size(maker: Maker, what: str) -> 
     session = maker.session(case.graph)
     for number, sizes in enumerate(every_size(case.graph)):
         used = {k: v for k, v in sizes.items() if any(k in case.graph.types[i].symbols for i in case.graph.inputs)}
-        feeds = case.feeds(sizes, number)
+        feeds = {k: misplaced(a) for k, a in case.feeds(sizes, number).items()}
         opt = {s.name: s.opt for s in SYMBOLS}
         assert not difference(case, feeds, {**opt, **used}, session.run(feeds))
 

@@ -85,8 +85,8 @@ def points(site: Site, form: Form, isa: Isa, threads: int) -> Iterator[Params]:
     """Some half a dozen points, the best guess first."""
     element = element_of(site.inputs[form.left].type.dtype)
     lanes, nbytes = lanes_of(isa, element), site.inputs[form.left].type.dtype.nbytes
-    rows, columns = at_profile(form.rows, site, "opt"), at_profile(form.columns, site, "opt")
-    depth, batch = at_profile(form.depth, site, "opt"), at_profile(product(form.batch), site, "opt")
+    rows, columns, depth, batch = (max(1, at_profile(d, site, "opt")) for d in (
+        form.rows, form.columns, form.depth, product(form.batch)))
     # few rows at the size tuned for, more at others: a tall tile with smaller ones for what it leaves serves both
     rows = max(rows, min(8, at_profile(form.rows, site, "max")))
     tiles = tiles_for(isa, rows, columns, lanes, batch, threads, at_profile(form.left_row, site, "opt") * nbytes)
@@ -300,13 +300,14 @@ class Emission:
         row = code.dim(form.left_row)
         step = code.dim(form.left_depth)
         left = code.offset(task.left, code.add(code.mul(first, row), code.mul(start, step)), element)
-        stride = self.width if self.constant or self.packs else code.dim(form.right_depth)
+        own = self.constant or self.packs           # else it lies as it was given, anywhere
+        stride = self.width if own else code.dim(form.right_depth)
+        align = self.align if own else 0
         right = code.offset(task.right, code.mul(start, stride), element)
 
         def one(k: Int) -> None:
             a = code.offset(left, code.mul(k, step), element)
             b = code.offset(right, code.mul(k, stride), element)
-            align = self.align if stride == self.width else 0
             tile.step(lambda r: code.load(code.offset(a, code.mul(row, r), element), element),
                       lambda v: code.load(code.offset(b, v * self.lanes, element), element, self.lanes, align=align))
 

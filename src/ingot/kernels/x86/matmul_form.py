@@ -75,6 +75,8 @@ def form_of(site: Site, ops: tuple[str, ...] = ("MatMul", "Gemm")) -> Form | str
         left_shape, left_steps = left_shape[::-1], left_steps[::-1]
     if swap_right := bool(attrs.get("transB")):
         right_shape, right_steps = right_shape[::-1], right_steps[::-1]
+    if any(d == 0 for d in (*shape, *left_shape, *right_shape)):
+        return "it is a product of nothing"
     vector_left, vector_right = left.type.rank == 1, right.type.rank == 1
     cut = len(shape) - (not vector_left) - (not vector_right)
     batch, out_batch = shape[:cut], out_steps[:cut]
