@@ -43,6 +43,9 @@ class Known:
         return max(abs(self.low), abs(self.high))
 
 
+FEW: tuple[tuple[int | str, ...], ...] = (("N", 4), ("N", 3, 4), (3, 4), ("N", "M"), (4,), (1, 4, 6, 6))
+
+
 class CannotError(Exception):
     """This step makes no sense here; another one is drawn."""
 
@@ -80,8 +83,9 @@ class Maker:
         self.known: dict[str, Known] = {}
         self.inputs: dict[str, Known] = {}
         self.main = self.random.choices(("f32", "f64", "f16", "i64", "i32"), (14, 1, 1, 2, 2))[0]
+        self.few = self.random.random() < 0.75          # short, over few shapes: mostly of kernels made before
         for _ in range(self.random.choice((1, 1, 2, 3))):
-            self.new_input(self.random.choice(SHAPES))
+            self.new_input(self.random.choice(FEW if self.few else SHAPES))
 
     # --- parts ---------------------------------------------------------------------------------------------------
 
@@ -587,7 +591,7 @@ class Made:
 def made(seed: int) -> Made:
     """The random graph of a seed."""
     maker = Maker(seed)
-    graph = maker.grow(maker.random.choice((1, 2, 3, 3, 4, 4, 5, 6, 8, 12)))
+    graph = maker.grow(maker.random.choice((1, 2, 2, 3) if maker.few else (3, 4, 4, 5, 6, 8, 12)))
     return Made(graph, maker.inputs, {v: maker.known[v] for v in graph.outputs})
 
 

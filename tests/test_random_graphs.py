@@ -50,6 +50,17 @@ FOUND: Mapping[str, str] = {
         b = MatMul(x1, x1)
         return a, b
     """,
+    "a reduction of one element whose input is read again by a step after it": """
+        symbol N: 1..2..5
+        symbol M: 1..3..4
+        input x0: f32[1,4]
+        input x1: f32[N,1,4]
+        a = ReduceL1(x0) {'axes': (0,)}
+        b = Add(x0, a)
+        c = ReduceSumSquare(x1) {'axes': (1,)}
+        d = Mul(c, x1)
+        return b, d
+    """,
     "a product of nothing": """
         symbol N: 1..2..5
         symbol M: 1..3..4

@@ -155,6 +155,8 @@ class Reduction(Tactic):
             return why
         if any(s.types[0].shape != site.output.shape for s in site.epilogue):
             return "a step has another shape than the result"
+        if any(0 in s.inputs for s in site.epilogue):
+            return "a step reads what is reduced"
         found = shape_of(site)
         if isinstance(found, str):
             return found
