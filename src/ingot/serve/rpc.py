@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from ingot.errors import ServeError
 from ingot.serve.datatype import NUMPY, Data, packed_strings
@@ -63,20 +64,22 @@ class Service:
         """gRPC's handlers by method name."""
         made: dict[str, Any] = {}
         for name, (taken, given, stream) in METHODS.items():
-            call = getattr(self, _snake(name))
+            call, write = getattr(self, _snake(name)), MESSAGES[given].SerializeToString
             kind = grpc.stream_stream_rpc_method_handler if stream else grpc.unary_unary_rpc_method_handler
-            made[name] = kind(call if stream else self._guarded(call), request_deserializer=MESSAGES[taken].FromString,
-                              response_serializer=MESSAGES[given].SerializeToString)
+            made[name] = kind(call, request_deserializer=MESSAGES[taken].FromString, response_serializer=write) \
+                if stream else kind(self._guarded(call, MESSAGES[taken].FromString), response_serializer=write)
         return made
 
-    def _guarded(self, call: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    def _guarded(self, call: Callable[[Any], Any], read: Callable[[bytes], Any]) -> Callable[[Any, Any], Any]:
         """The method behind the token's check; what it refuses becomes a gRPC status."""
         admit = self._server.admit_rpc
 
-        async def guarded(message: Any, context: Any) -> Any:
+        async def guarded(raw: bytes, context: Any) -> Any:
             try:
                 admit(context)
-                return await call(message)
+                return await call(read(raw))
+            except DecodeError as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the message cannot be read: {error}")
             except ServeError as error:
                 await context.abort(_CODES[error.kind], str(error)[:4000])
         return guarded
