@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -63,10 +63,12 @@ class FakeDriver:
         self.calls: list[tuple[object, ...]] = []
         self.memory: dict[int, ctypes.Array[ctypes.c_char]] = {}
         self.modules: dict[int, bytes] = {}
-        self.graphs: dict[int, list[Launch]] = {}
+        self.graphs: dict[int, list[Callable[[], object]]] = {}
         self.count = itertools.count(1)
-        self.recording: list[tuple[Launch, tuple[int, ...]]] | None = None
+        self.recording: list[Callable[[], object]] | None = None
         self.clock = 0.0
+        self.streams: set[int] = set()
+        self.idle = ("stream", 0, False)
 
     def names(self) -> list[object]:
         """What was called, in order."""
@@ -93,12 +95,10 @@ class FakeDriver:
     pinned, unpin = alloc, free
 
     def upload(self, device: int, host: int, nbytes: int, stream: Handle) -> None:
-        self.calls.append(("upload", nbytes))
-        ctypes.memmove(device, host, nbytes)
+        self._do(lambda: (self.calls.append(("upload", nbytes)), ctypes.memmove(device, host, nbytes)))
 
     def download(self, host: int, device: int, nbytes: int, stream: Handle) -> None:
-        self.calls.append(("download", nbytes))
-        ctypes.memmove(host, device, nbytes)
+        self._do(lambda: (self.calls.append(("download", nbytes)), ctypes.memmove(host, device, nbytes)))
 
     def copy(self, to: int, source: int, nbytes: int, stream: Handle) -> None:
         self.calls.append(("copy", nbytes))
@@ -108,7 +108,15 @@ class FakeDriver:
         ctypes.memset(address, byte, nbytes)
 
     def stream(self, *, apart: bool = False) -> Handle:
-        return ("stream", next(self.count), apart)
+        made = next(self.count)
+        self.streams.add(made)
+        return ("stream", made, apart)
+
+    def close(self, stream: Handle) -> None:
+        self.streams.remove(stream[1])
+
+    def cancel(self, event: Handle) -> None:
+        pass
 
     def finish(self, stream: Handle) -> None:
         self.calls.append(("finish", stream))
@@ -148,10 +156,14 @@ class FakeDriver:
         count = len(site.inputs) + len(site.outputs) + 1 + len(site.symbols)
         cells = (ctypes.c_void_p * count).from_address(launch.parameters)
         values = tuple(ctypes.c_int64.from_address(cells[k]).value for k in range(count))
-        if self.recording is not None:
-            self.recording.append((launch, values))
+        self._do(lambda: self._run(launch, values))
+
+    def _do(self, work: Callable[[], object]) -> None:
+        """Now, or whenever the graph that is being captured is replayed."""
+        if self.recording is None:
+            work()
         else:
-            self._run(launch, values)
+            self.recording.append(work)
 
     def _run(self, launch: Launch, values: tuple[int, ...]) -> None:
         site = SITES[self.modules[launch.function]]
@@ -180,8 +192,8 @@ class FakeDriver:
 
     def replay(self, graph: Handle, stream: Handle) -> None:
         self.calls.append(("replay", len(self.graphs[graph])))
-        for launch, values in self.graphs[graph]:
-            self._run(launch, values)
+        for work in self.graphs[graph]:
+            work()
 
     def drop(self, graph: Handle) -> None:
         del self.graphs[graph]

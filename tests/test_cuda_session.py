@@ -155,7 +155,7 @@ def test_sessions_share_weights_and_give_them_back(tactic):
     assert len(driver.memory) == held + 2               # an arena of its own, and what lies beside it
     del session, other
     gc.collect()
-    assert not driver.memory and not driver.graphs and not driver.modules
+    assert not driver.memory and not driver.graphs and not driver.modules and not driver.streams
 
 
 def test_dependent_launches_are_those_named(tactic):

@@ -116,6 +116,21 @@ def test_a_value_that_overflows_is_named_measured_and_kept():
     assert np.isfinite(result).all() and result[0, 0] == 1
 
 
+def test_a_mask_is_no_overflow():
+    graph = graph_of("""
+        input x: f32[2,2]
+        input c: bool[2,2]
+        const low: f32[] = -3.4e38
+        y = Where(c, x, low)
+        z = Softmax(y)
+        return z
+    """)
+    given = {"x": np.ones((2, 2), np.float32), "c": np.array([[True, False], [True, True]])}
+    assert overflows(graph, [given]) == ()
+    made = run_graph(lower_precision(graph, HALF), given)["z"]
+    assert made.tolist() == [[1, 0], [0.5, 0.5]]
+
+
 def test_integers_are_left_alone_and_tables_are_turned():
     made = lower_precision(graph_of("""
         input i: i64[5]

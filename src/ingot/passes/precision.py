@@ -21,7 +21,7 @@ from ingot.ops.reference import run_graph
 SHORT: Mapping[str, DType] = {"f16": F16, "bf16": BF16}
 PRECISIONS = ("f16", "bf16", "tf32", "f32")
 LARGEST = 65504.0           # of f16
-LEAST = 2.0**-24            # of f16, the last bit of a subnormal number
+INFINITE = 1e30             # what is as large stands for infinity, in a mask: its nearest in f16 means the same
 SENSITIVE = frozenset({
     "Exp", "Log", "Pow", "Softplus", "Mish", "CumSum", "CumProd", "ReduceSumSquare", "ReduceL2", "ReduceLogSum",
     "ReduceLogSumExp", "ReduceProd", "ReduceSum", "MeanVarianceNormalization", "LpNormalization", "LRN", "LpPool",
@@ -68,7 +68,8 @@ def overflows(graph: Graph, feeds: Iterable[Mapping[str, np.ndarray]]) -> tuple[
     def watch(value: str, array: np.ndarray) -> None:
         if array.dtype != np.float32 or not array.size:
             return
-        finite = np.abs(array[np.isfinite(array)])      # what is infinite in f32 already is the model's own
+        size = np.abs(array)
+        finite = size[size < INFINITE]                  # what is infinite in f32 already is the model's own
         beyond = int((finite > LARGEST).sum())
         if beyond and beyond / array.size > (found[value].share if value in found else 0.0):
             found[value] = Overflow(value, graph.producers[value].where, beyond / array.size, float(finite.max()))

@@ -1,7 +1,9 @@
 """Candidates of a race on a GPU: guarded runs for the judge, graphs of many launches for the clock."""
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -61,10 +63,11 @@ class CudaStand:
         self._site, self._driver = site, driver
         driver.enter()
         self._modules = Modules(driver)
-        self._stream = driver.stream()
+        self._stream = driver.idle
         self._arrays: dict[int, tuple[np.ndarray, DeviceBlock]] = {}    # by id; the array is kept, so its id is its own
         self._made: list[DeviceBlock] = []
         self._events = driver.event(), driver.event()
+        weakref.finalize(self, _cancel, driver, self._events)
 
     def _there(self, array: np.ndarray, operand: Operand, sizes: Mapping[str, int], packed: bool) -> int:
         """Where an input lies on the device; uploaded once."""
@@ -183,6 +186,13 @@ class CudaStand:
             self._arrays[key] = array, block
         block = self._arrays[key][1]
         return [block.address + number * (block.nbytes // wanted) for number in range(wanted)]
+
+
+def _cancel(driver: Driver, events: Sequence[Handle]) -> None:
+    with suppress(DeviceError):
+        driver.enter()
+        for event in events:
+            driver.cancel(event)
 
 
 class _Graph:

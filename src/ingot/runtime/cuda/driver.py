@@ -73,6 +73,7 @@ class Driver(Protocol):
     """One GPU. Every method raises DeviceError where the driver refuses."""
 
     facts: Facts
+    idle: Handle                # a stream for what is waited for at once: uploads, fills
 
     def enter(self) -> None: ...
     def alloc(self, nbytes: int) -> int: ...
@@ -84,8 +85,10 @@ class Driver(Protocol):
     def copy(self, to: int, source: int, nbytes: int, stream: Handle) -> None: ...
     def fill(self, address: int, byte: int, nbytes: int, stream: Handle) -> None: ...
     def stream(self, *, apart: bool = False) -> Handle: ...
+    def close(self, stream: Handle) -> None: ...
     def finish(self, stream: Handle) -> None: ...
     def event(self) -> Handle: ...
+    def cancel(self, event: Handle) -> None: ...
     def record(self, event: Handle, stream: Handle) -> None: ...
     def wait(self, stream: Handle, event: Handle) -> None: ...
     def settle(self, event: Handle) -> None: ...
@@ -132,6 +135,7 @@ class CudaDriver:
         self._entered = threading.local()
         self.enter()
         self.facts = self._facts()
+        self.idle = self.stream()
         self._lib = ctypes.CDLL("libcuda.so.1")
         self._none = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
 
@@ -190,6 +194,12 @@ class CudaDriver:
         """A stream; one that is not `apart` keeps the order of what is done on the device's default stream."""
         flags = self.cu.CUstream_flags.CU_STREAM_NON_BLOCKING if apart else 0
         return self._check(self.cu.cuStreamCreate(int(flags)), "cuStreamCreate")
+
+    def close(self, stream: Handle) -> None:
+        self._check(self.cu.cuStreamDestroy(stream), "cuStreamDestroy")
+
+    def cancel(self, event: Handle) -> None:
+        self._check(self.cu.cuEventDestroy(event), "cuEventDestroy")
 
     def finish(self, stream: Handle) -> None:
         self._check(self.cu.cuStreamSynchronize(stream), "the work on the stream")

@@ -5,6 +5,7 @@ import hashlib
 import threading
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from ingot.engine import Variant
 from ingot.errors import InternalError
 from ingot.kernels.cuda import CudaKernel, CudaLaunch
-from ingot.runtime.cuda.driver import Driver, Handle
+from ingot.runtime.cuda.driver import DeviceError, Driver, Handle
 from ingot.runtime.cuda.memory import Areas, DeviceBlock
 from ingot.runtime.memory import address_of
 
@@ -38,9 +39,10 @@ class Modules:
 
 
 def _unload(driver: Driver, modules: Mapping[str, Handle]) -> None:
-    driver.enter()
-    for module in modules.values():
-        driver.unload(module)
+    with suppress(DeviceError):         # at the end of a process the context may be gone before its code
+        driver.enter()
+        for module in modules.values():
+            driver.unload(module)
 
 
 @dataclass
@@ -74,7 +76,7 @@ def make_image(driver: Driver, variant: Variant, kernels: Mapping[str, CudaKerne
     packed = {k: put(a) for k, a in variant.packed.items()}
     data = {key: put(np.frombuffer(kernel.data, np.uint8)) for key, kernel in kernels.items() if kernel.data}
     block = DeviceBlock(driver, areas.nbytes)
-    stream = driver.stream()
+    stream = driver.idle
     for at, array in parts:
         if array.nbytes:
             dense = np.ascontiguousarray(array)

@@ -4,7 +4,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,15 @@ class OnHost:
     index: int
 
 
+@dataclass(frozen=True)
+class HostRun:
+    """A run from pinned memory to pinned memory as one graph, and numpy's views of both."""
+
+    graph: Handle
+    inputs: tuple[np.ndarray, ...]
+    outputs: tuple[np.ndarray, ...]
+
+
 Captured = tuple["Handle | OnHost", ...]    # graphs, and what runs between them
 
 
@@ -91,11 +101,15 @@ class CudaSession:
         self.queue = driver.stream()
         self._slots: list[Slot] = []
         self._graphs: OrderedDict[tuple[object, ...], Captured] = OrderedDict()
-        weakref.finalize(self, _drop_all, driver, self._graphs)
+        self._host_runs: dict[tuple[tuple[int, ...], ...], HostRun] = {}
+        weakref.finalize(self, _let_go, driver, self._graphs, self._host_runs, self.queue)
         self._bounds: dict[tuple[tuple[int, ...], ...], Bound] = {}
         self._host = HostLaunches(driver, program)
         self._lock = threading.Lock()
         self._names = frozenset(program.inputs)
+        values = (*program.inputs, *program.outputs)
+        self._whole = all(x.native for x in program.launches) and all(
+            program.types[v].dtype.name != "str" for v in values)
 
     def _place(self) -> None:
         """Memory beside the arena: values that outputs are copied from, and counters, zero at first."""
@@ -109,9 +123,8 @@ class CudaSession:
         self._beside = DeviceBlock(self.driver, areas.nbytes)
         self._side = {root: self._beside.address + at for root, at in side.items()}
         self._counters = [self._beside.address + at for at in counters]
-        stream = self.driver.stream()
-        self.driver.fill(self._beside.address, 0, areas.nbytes, stream)
-        self.driver.finish(stream)
+        self.driver.fill(self._beside.address, 0, areas.nbytes, self.driver.idle)
+        self.driver.finish(self.driver.idle)
 
     @property
     def threads(self) -> int:
@@ -135,6 +148,8 @@ class CudaSession:
         with self._lock:
             self.driver.enter()
             bound, addresses, arrays = self._taken(given)
+            if self._whole and not any(addresses):
+                return self._run_whole(self._host_run(bound), bound, arrays, out)
             slot = self._slot(0)
             self._upload(slot, bound, arrays, self.queue)
             inputs = tuple(a or s for a, s in zip(addresses, slot.inputs, strict=True))
@@ -143,6 +158,43 @@ class CudaSession:
             self.driver.finish(self.queue)
             host = [a for a in arrays if a is not None]
             return self._results(slot, bound, out, host)
+
+    def _run_whole(self, whole: HostRun, bound: Bound, arrays: Sequence[np.ndarray | None],
+                   out: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+        """Copies in, kernels and copies out as one graph."""
+        for view, array in zip(whole.inputs, arrays, strict=True):
+            view[...] = array
+        self.driver.replay(whole.graph, self.queue)
+        if out is None:
+            made = [np.empty(v.shape, v.dtype) for v in whole.outputs]
+            self.driver.finish(self.queue)
+            for array, view in zip(made, whole.outputs, strict=True):
+                array[...] = view
+            return dict(zip(self._program.outputs, made, strict=True))
+        self.driver.finish(self.queue)
+        return self._results(self._slot(0), bound, out, [a for a in arrays if a is not None])
+
+    def _host_run(self, bound: Bound) -> HostRun:
+        """The graph and the views for these sizes, made when they are first asked for."""
+        if bound.shapes not in self._host_runs:
+            if len(self._host_runs) >= _GRAPHS:
+                _drop(self.driver, tuple(r.graph for r in self._host_runs.values()))
+                self._host_runs.clear()
+            program, slot = self._program, self._slot(0)
+
+            def views(pinned: Sequence[int], values: Sequence[str],
+                      shapes: Sequence[tuple[int, ...]]) -> tuple[np.ndarray, ...]:
+                return tuple(array_at(at, shape, _dense(shape), program.types[v].dtype.numpy)
+                             for at, v, shape in zip(pinned, values, shapes, strict=True))
+
+            launches = [x for i in range(len(program.launches))
+                        for x in self._launches(i, bound, slot.inputs, slot.outputs)]
+            ins = [(d, p, n) for d, p, n in zip(slot.inputs, slot.pinned_in, bound.given, strict=True) if n]
+            graph = self.capture(launches, ins, lambda: self._download(slot, bound, slot.inputs, self.queue))
+            self._host_runs[bound.shapes] = HostRun(
+                graph, views(slot.pinned_in, program.inputs, bound.shapes),
+                views(slot.pinned_out, program.outputs, bound.results))
+        return self._host_runs[bound.shapes]
 
     def run_on_device(self, *feeds: object, out: Mapping[str, object] | None = None) -> dict[str, DeviceArray]:
         """As `run`, with outputs left on the device, without waiting for them.
@@ -200,7 +252,7 @@ class CudaSession:
         into, back = driver.stream(apart=True), driver.stream(apart=True)
         waiting: deque[tuple[Slot, Bound, tuple[int, ...], Handle]] = deque()
         events = [(driver.event(), driver.event(), driver.event()) for _ in range(depth)]
-        with self._lock:
+        with self._lock, _closing(driver, (into, back), [e for each in events for e in each]):
             for number, request in enumerate(requests):
                 if len(waiting) == depth:
                     yield self._finished(*waiting.popleft())
@@ -404,14 +456,19 @@ class CudaSession:
         packed = self.packed(index, bound, inputs, outputs)
         return [(p, index in self.dependent) for p in packed]
 
-    def capture(self, launches: Sequence[tuple[Packed, bool]]) -> Handle:
-        """Launches as one graph."""
+    def capture(self, launches: Sequence[tuple[Packed, bool]], uploads: Sequence[tuple[int, int, int]] = (),
+                after: Callable[[], None] | None = None) -> Handle:
+        """Launches as one graph, after copies of (device, host, bytes) and before what `after` queues."""
         driver = self.driver
         driver.begin(self.queue)
         try:
-            for packed, dependent in launches:
-                if (told := packed.launch(dependent=dependent)) is not None:
+            for device, host, nbytes in uploads:
+                driver.upload(device, host, nbytes, self.queue)
+            for number, (packed, dependent) in enumerate(launches):     # the first has no kernel to depend on
+                if (told := packed.launch(dependent=dependent and number > 0)) is not None:
                     driver.launch(told, self.queue)
+            if after is not None:
+                after()
         except DeviceError:
             driver.drop(driver.end(self.queue))
             raise
@@ -438,7 +495,7 @@ class CudaSession:
         self.run(*feeds)
         begin, end = driver.event(), driver.event()
         found: list[float] = []
-        with self._lock:
+        with self._lock, _closing(driver, (), (begin, end)):
             bound, addresses, arrays = self._taken(given)
             slot = self._slot(0)
             inputs = tuple(a or s for a, s in zip(addresses, slot.inputs, strict=True))
@@ -457,7 +514,7 @@ class CudaSession:
         self.run(*feeds)
         begin, end = driver.event(), driver.event()
         found: list[tuple[int, float]] = []
-        with self._lock:
+        with self._lock, _closing(driver, (), (begin, end)):
             bound, addresses, _ = self._taken(given)
             slot = self._slot(0)
             inputs = tuple(a or s for a, s in zip(addresses, slot.inputs, strict=True))
@@ -488,6 +545,8 @@ class CudaSession:
             for graphs in self._graphs.values():
                 _drop(self.driver, graphs)
             self._graphs.clear()
+            _drop(self.driver, tuple(r.graph for r in self._host_runs.values()))
+            self._host_runs.clear()
 
     @property
     def may_depend(self) -> tuple[int, ...]:
@@ -517,6 +576,19 @@ class Replay:
         self._session.wait()
 
 
+@contextmanager
+def _closing(driver: Driver, streams: Sequence[Handle], events: Sequence[Handle]) -> Iterator[None]:
+    """Streams and events that are given back at the end."""
+    try:
+        yield
+    finally:
+        for stream in streams:
+            driver.finish(stream)
+            driver.close(stream)
+        for event in events:
+            driver.cancel(event)
+
+
 def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
     steps, step = [], 1
     for n in reversed(shape):
@@ -531,10 +603,15 @@ def _drop(driver: Driver, graphs: Captured) -> None:
             driver.drop(graph)
 
 
-def _drop_all(driver: Driver, graphs: OrderedDict[tuple[object, ...], Captured]) -> None:
-    driver.enter()
-    for each in graphs.values():
-        _drop(driver, each)
+def _let_go(driver: Driver, graphs: OrderedDict[tuple[object, ...], Captured],
+            runs: dict[tuple[tuple[int, ...], ...], HostRun], queue: Handle) -> None:
+    with suppress(DeviceError):         # at the end of a process the context may be gone before its graphs
+        driver.enter()
+        driver.finish(queue)
+        for each in graphs.values():
+            _drop(driver, each)
+        _drop(driver, tuple(r.graph for r in runs.values()))
+        driver.close(queue)
 
 
 __all__ = ["CudaSession", "Replay"]
