@@ -104,7 +104,8 @@ def same(got: np.ndarray, want: np.ndarray, where: str, times: float = 1.0) -> N
 
 
 def check(tactic: Tactic, site: Site, params: Params, target: Target, given: list[np.ndarray | None],
-          sizes: dict[str, int] | None = None, special: bool = False, threads: int = 2, seed: int = 0) -> None:
+          sizes: dict[str, int] | None = None, special: bool = False, threads: int = 2, seed: int = 0,
+          skew: int = 0) -> None:
     rng = np.random.default_rng(seed)
     sizes = sizes or {}
     arrays = [x if x is not None else numbers(o.type.at(sizes), rng, special)
@@ -112,7 +113,9 @@ def check(tactic: Tactic, site: Site, params: Params, target: Target, given: lis
     constants = {i: a for i, (a, o) in enumerate(zip(arrays, site.inputs, strict=True)) if o.constant}
     packed = tactic.pack(site, params, target, constants)
     kernel = tactic.emit(site, params, target)
-    got = run_logical(kernel, site, target, arrays, sizes, threads, packed, cache=compiled())
+    if any(o.type.layout for o in (*site.inputs, *site.outputs)):
+        skew = 0        # blocks are aligned
+    got = run_logical(kernel, site, target, arrays, sizes, threads, packed, cache=compiled(), skew=skew)
     want = reference(site, arrays, sizes)
     for g, w in zip(got, want, strict=True):
         same(g, w, f"{tactic.name} {dict(params)} {target.isa} on {site} {sizes}", 1.0 if tactic.exact else 8.0)

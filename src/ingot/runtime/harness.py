@@ -22,14 +22,16 @@ PHASE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64,
 
 @dataclass
 class Guarded:
-    """`nbytes` of memory, 64-byte aligned, between two guard zones; `touched` tells whether these still stand."""
+    """`nbytes` of memory between two guard zones, `skew` bytes past a 64-byte boundary; `touched` tells whether the
+    guard zones still stand."""
 
     nbytes: int
     fill: int = 0xFF
+    skew: int = 0
 
     def __post_init__(self) -> None:
-        self.raw = np.full(self.nbytes + 2 * GUARD + 64, GUARD_BYTE, np.uint8)
-        self.start = GUARD + (-(self.raw.ctypes.data + GUARD)) % 64
+        self.raw = np.full(self.nbytes + 2 * GUARD + 64 + self.skew, GUARD_BYTE, np.uint8)
+        self.start = GUARD + (-(self.raw.ctypes.data + GUARD)) % 64 + self.skew
         self.body = self.raw[self.start:self.start + self.nbytes]
         self.body[:] = self.fill
         self.address = self.raw.ctypes.data + self.start
@@ -47,12 +49,12 @@ def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     return 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
 
 
-def _placed(operand: Operand, bindings: Mapping[str, int], fill: int) -> tuple[Guarded, np.ndarray]:
+def _placed(operand: Operand, bindings: Mapping[str, int], fill: int, skew: int = 0) -> tuple[Guarded, np.ndarray]:
     """Guarded memory for an operand, and its array over that memory in physical form."""
     shape = tuple(evaluate(d, bindings) for d in operand.type.physical)
     strides = tuple(evaluate(s, bindings) for s in operand.steps)
     dtype = operand.type.dtype.numpy
-    memory = Guarded(_extent(shape, strides) * dtype.itemsize, fill)
+    memory = Guarded(_extent(shape, strides) * dtype.itemsize, fill, skew * dtype.itemsize)
     # not as_strided: it asks for the dtype by its name, and the eight-bit floats have none that numpy knows
     view: np.ndarray = np.ndarray(shape, dtype, memory.body, 0, tuple(s * dtype.itemsize for s in strides))
     return memory, view
@@ -72,13 +74,14 @@ def _gaps(operand: Operand, memory: Guarded, view: np.ndarray, fill: int) -> boo
 def run_kernel(kernel: Kernel, site: Site, target: Target, arrays: Sequence[np.ndarray] | Mapping[int, np.ndarray],
                bindings: Mapping[str, int] | None = None, threads: int = 1, *, fill: int = 0xFF,
                library: Library | None = None, cache: CodeCache | None = None, pool: Pool | None = None,
-               over: int | None = None) -> list[np.ndarray]:
+               over: int | None = None, skew: int = 0) -> list[np.ndarray]:
     """Run a kernel once and give its outputs, in physical form (dense copies).
 
     `arrays` are the site's inputs in physical form (`to_physical`), a packed array in the place of an operand that
     the tactic packs. The threads' parts run one after the other, phase by phase, which is one of the orders that
     the pool may take; with `pool` they run on its threads. Outputs, workspace and scratch hold bytes `fill` on entry
-    (NaN for 0xFF); `over` names an input whose memory the (only) output takes.
+    (NaN for 0xFF); `over` names an input whose memory the (only) output takes; `skew` puts all that is not constant so
+    many elements past a 64-byte boundary, where a caller's arrays may well lie.
     Raises CandidateError for code that LLVM refuses or that writes where it must not.
     """
     bound = dict(bindings or {})
@@ -88,15 +91,15 @@ def run_kernel(kernel: Kernel, site: Site, target: Target, arrays: Sequence[np.n
         given = np.ascontiguousarray(arrays[position])
         shape = tuple(evaluate(d, bound) for d in operand.type.physical)
         if operand.strides is not None and given.shape == shape:
-            memory, view = _placed(operand, bound, fill)
+            memory, view = _placed(operand, bound, fill, 0 if operand.constant else skew)
             view[...] = given
         else:                                           # dense, or packed
-            memory = Guarded(given.nbytes, fill)
+            memory = Guarded(given.nbytes, fill, 0 if operand.constant else skew * given.itemsize)
             memory.body[:] = given.reshape(-1).view(np.uint8)
         held.append((f"input {position}", memory))
     before = [memory.body.copy() for _, memory in held]
     if over is None:
-        outputs = [_placed(operand, bound, fill) for operand in site.outputs]
+        outputs = [_placed(operand, bound, fill, skew) for operand in site.outputs]
     else:
         outputs = [(held[over][1], held[over][1].body.view(site.output.dtype.numpy).reshape(
             tuple(evaluate(d, bound) for d in site.output.physical)))]
