@@ -7,11 +7,13 @@ from ingot.errors import InputError
 from ingot.graph import Graph, Node
 from ingot.passes.attention import recognise_attention
 from ingot.passes.batchnorm import fold_batchnorm
+from ingot.passes.caches import join_caches
 from ingot.passes.constant_folding import fold_constants
 from ingot.passes.dead_code import remove_dead_code
 from ingot.passes.duplicates import merge_duplicates
 from ingot.passes.gemm import split_gemm
 from ingot.passes.graph_pass import Pass, Watch, apply, both, dump_to, graph_pass, pipeline, unwatched
+from ingot.passes.halves import widen_halves
 from ingot.passes.integer import fold_quantised
 from ingot.passes.layout import choose_layout
 from ingot.passes.precision import SHORT, Overflow, Precision, kept_for, lower_precision, overflows
@@ -38,6 +40,9 @@ PIPELINE = pipeline(
     split_gemm,
     recognise,              # before fold_scale, which would take the factor out of a written-out Gelu
     recognise_attention,
+    join_caches,
+    widen_halves,           # after recognition, which knows 16-bit forms too
+    join_caches,            # scores in 16 bits are f32 by now
     move_rows,
     merge_duplicates,       # two Slices of one value become one, and the next round moves it further
     move_rows,

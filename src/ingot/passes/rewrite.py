@@ -211,12 +211,13 @@ class Match:
 
     def add_many(self, op: str, inputs: tuple[str, ...], attrs: Mapping[str, object],
                  stems: tuple[str, ...]) -> tuple[str, ...]:
-        """A new node of the replacement with as many outputs as there are stems."""
+        """A new node of the replacement with as many outputs as there are stems; an empty stem is an absent output."""
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
-        node = Node(op, inputs, tuple(self.state.fresh(s) for s in stems), MappingProxyType(dict(attrs)), self._origin)
+        outputs = tuple(self.state.fresh(s) if s else "" for s in stems)
+        node = Node(op, inputs, outputs, MappingProxyType(dict(attrs)), self._origin)
         types = infer(node, tuple(self.state.types[i] if i else None for i in inputs))
-        self.state.types.update(zip(node.outputs, types, strict=True))
+        self.state.types.update((o, t) for o, t in zip(node.outputs, types, strict=True) if o)
         self.made.append(node)
         return node.outputs
 

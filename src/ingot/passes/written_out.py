@@ -24,7 +24,7 @@ def operand(match: Match, index: int) -> str:
 
 def wanted(match: Match, index: int) -> bool:
     """Whether an output of the root is read."""
-    return index < len(match.root.outputs) and bool(match.root.outputs[index])
+    return index < len(match.root.outputs) and match.state.uses[match.root.outputs[index]] > 0
 
 
 def number(match: Match, value: float, like: str) -> str:
