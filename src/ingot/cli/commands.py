@@ -55,6 +55,7 @@ from ingot.compiler.check import check_engine
 from ingot.compiler.gpu import merged, short_feeds
 from ingot.compiler.intake import Extras
 from ingot.compiler.options import BuildOptions
+from ingot.compiler.sensitivity import write_plan as plan_to_file
 from ingot.engine import Engine, Variant, opened, read_engine, write_engine
 from ingot.env import read
 from ingot.errors import IngotError, InputError, InternalError, VerifyError
@@ -168,6 +169,11 @@ def build(
         "--scales", help="ranges found by calibration: read where no data is given, else written")] = None,
     method: Annotated[str, typer.Option("--method", help=HELP["method"])] = "mse",
     samples: Annotated[int, typer.Option("--samples", min=1, help=HELP["samples"])] = 512,
+    accuracy_budget: Annotated[float | None, typer.Option("--accuracy-budget", min=0, metavar="PERCENT",
+                                                          help=HELP["accuracy_budget"])] = None,
+    plan: Annotated[Path | None, typer.Option("--plan", help=HELP["plan"])] = None,
+    write_plan: Annotated[Path | None, typer.Option(
+        "--write-plan", help="write which site became int8 into this file")] = None,
     outside: Annotated[bool, typer.Option("--outside", help=HELP["outside"])] = False,
     candidates: Annotated[bool, typer.Option("--candidates", help=HELP["candidates"])] = False,
     points: Annotated[int, typer.Option("--points", min=1, help=HELP["points"])] = 16,
@@ -187,7 +193,7 @@ def build(
     options = BuildOptions(threads=threads, tune=tune, budget=budget, exact=exact, strict=strict, verify=check,
                            allow_unverified=allow_unverified, check_passes=check_passes, isa=isa, seed=seed, dump=dump,
                            target=target, precision=precision, outside=outside, candidates=candidates, points=points,
-                           method=method, samples=samples)
+                           method=method, samples=samples, accuracy_budget=accuracy_budget, plan=plan)
     output = output or into or Path(model.rpartition(".py:")[0] or model).with_suffix(ENGINE_SUFFIX)
     given = [feeds_from(path) for path in inputs or []]
     ranges = read_calibration(scales) if scales and not calibrate else calibrate
@@ -200,6 +206,8 @@ def build(
                                  preprocess=preprocess, calibration=ranges)
     if made.plan and scales and calibrate:
         write_calibration(made.plan.calibration, scales)
+    if made.plan and write_plan:
+        plan_to_file({s.site.name: "int8" if s.kept else "f32" for s in made.plan.sites}, write_plan)
     engine, tuned = merged(read_engine(into), made.engine) if into else made.engine, made.tuning
     write_engine(engine, output)
     seconds = time.perf_counter() - begin

@@ -17,6 +17,7 @@ from ingot.compiler.intake import Extras, Intake, take_in
 from ingot.compiler.options import BuildOptions
 from ingot.compiler.parts import check_options, flow_report, together, verified_flow
 from ingot.compiler.precision import FLOATS, Plan, lowered_precision
+from ingot.compiler.sensitivity import Metric
 from ingot.compiler.stages import Clock, Dump, race_text, refuse_reference, report
 from ingot.engine import Engine, Variant, graph_digest, is_exact, make_variant, read_engine, write_engine
 from ingot.errors import EngineError, InternalError
@@ -63,7 +64,7 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
                       original: object = None, progress: Callable[[Progress], None] | None = None,
                       name: str = "", example_inputs: Any = None, dynamic: Any = None,
                       weights: str | os.PathLike[str] | None = None, opset: int | None = None,
-                      preprocess: str = "", calibration: Any = None) -> Build:
+                      preprocess: str = "", calibration: Any = None, metric: Metric | None = None) -> Build:
     """Build an engine for this machine's CPU, and compare it with the model it came from.
 
     `model` is the path, bytes or proto of an ONNX model, or a `Graph`. `shapes` gives sizes and profiles per input,
@@ -78,7 +79,8 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
 
     With the option `precision` int8, `calibration` is representative data (a path of .npz or .npy files, or an iterable
     of feeds) or a `Calibration`. The engine's meaning then is that of the graph with the integers inside, and that is
-    what it is verified against; how far it lies from the float model is in its report.
+    what it is verified against; how far it lies from the float model is in its report. `metric(feeds, outputs)` is what
+    an `accuracy_budget` is counted in, 1 for all right; by default outputs are held against the float model's.
 
     Raises ModelError, UnsupportedError, InputError or VerifyError.
     """
@@ -101,7 +103,7 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
     if options.precision not in FLOATS:
         with clock("precision"):
             plan = lowered_precision(graph, target, options, calibration,
-                                     lambda p: _tune(p, target, options, progress))
+                                     lambda p: _tune(p, target, options, progress), metric)
         graph = plan.graph
         if plan.chosen:                 # what the float model answers is in the plan's accuracy
             taken = replace(taken, graph=graph, original=None)

@@ -19,6 +19,11 @@ class BuildOptions:
         "help": "take only kernels that sum the products themselves: no Winograd convolution, no Strassen product"})
     method: str = field(default="mse", metadata={
         "help": "how ranges follow from what was seen: minmax, percentile, mse or entropy (KL divergence)"})
+    accuracy_budget: float | None = field(default=None, metadata={
+        "help": "how much accuracy int8 may cost: percent of 1 - cosine to the float model, or points of a metric; the "
+                "sites that cost most stay in floats"})
+    plan: Path | None = field(default=None, metadata={
+        "help": "a file that says which sites may be int8, as a build writes it with --write-plan"})
     samples: int = field(default=512, metadata={"help": "the most samples to calibrate on"})
     strict: bool = field(default=False, metadata={
         "help": "refuse a model some node of which would run on the slow reference path"})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,8 @@ import numpy as np
 
 from ingot.bench import measure
 from ingot.compiler.options import BuildOptions
+from ingot.compiler.running import Feeds, watching
+from ingot.compiler.sensitivity import Judge, Metric, Search, read_plan, search
 from ingot.engine import Engine, Variant, make_variant
 from ingot.errors import InputError
 from ingot.graph import Graph
@@ -30,7 +32,6 @@ from ingot.tune import Tuning
 from ingot.verify import random_feeds
 
 _LOG = logging.getLogger("ingot")
-Feeds = Mapping[str, np.ndarray]
 Tuner = Callable[[Program], Tuning]
 FLOATS = frozenset({"f32", "f16", "bf16", "tf32"})      # what a CPU builds in floats
 _CONVERSIONS = frozenset({"Quantize", "Dequantize"})
@@ -58,6 +59,7 @@ class Plan:
     float_seconds: float = 0.0              # of one inference, measured
     integer_seconds: float = 0.0
     notes: tuple[str, ...] = field(default=())
+    search: Search | None = None            # where a budget was given
     accuracy: Mapping[str, float] = field(default_factory=dict)     # cosine to the float model, per output
 
     @property
@@ -71,15 +73,8 @@ class Plan:
         return {"precision": {
             "sites": sites, "float_seconds": self.float_seconds, "integer_seconds": self.integer_seconds,
             "method": self.calibration.method, "samples": self.calibration.samples,
-            "alarms": list(self.calibration.alarms), "notes": list(self.notes), "accuracy": dict(self.accuracy)}}
-
-
-def watching(graph: Graph, target: Target, values: Sequence[str]) -> Callable[[Feeds], Mapping[str, np.ndarray]]:
-    """Run a graph (as `simplified` leaves it) with the given values as its outputs; kernels untuned."""
-    watched = finished(replace(graph, outputs=tuple(dict.fromkeys(values))), target)
-    variant = make_variant(lower(watched, target), target)
-    session = Session(Engine("watched", graph, (variant,)), variant=variant)
-    return lambda feeds: session.run(dict(feeds))
+            "search": asdict(self.search) if self.search else {}, "alarms": list(self.calibration.alarms),
+            "notes": list(self.notes), "accuracy": dict(self.accuracy)}}
 
 
 def calibrated(graph: Graph, target: Target, data: Any, *, method: str = "mse", limit: int = 512,
@@ -91,7 +86,8 @@ def calibrated(graph: Graph, target: Target, data: Any, *, method: str = "mse", 
     return calibrate(base, sites, run, batches(data, base), method=method, limit=limit, told=told)
 
 
-def lowered_precision(graph: Graph, target: Target, options: BuildOptions, given: Any, tuner: Tuner) -> Plan:
+def lowered_precision(graph: Graph, target: Target, options: BuildOptions, given: Any, tuner: Tuner,
+                      metric: Metric | None = None) -> Plan:
     """The plan that the options ask for. Raises InputError for an unknown precision, or without data."""
     if options.precision != "int8":
         raise InputError(f"no precision is called {options.precision!r}",
@@ -107,7 +103,25 @@ def lowered_precision(graph: Graph, target: Target, options: BuildOptions, given
         calibration = calibrated(graph, target, data, method=options.method, limit=options.samples)
     for alarm in calibration.alarms:
         _LOG.warning("%s", alarm)
-    plan = planned(graph, target, calibration, tuner, race=options.tune)
+    allowed = None
+    if options.plan:
+        told = read_plan(options.plan)
+        names = {s.name for s in quantisable(simplified(graph, target))}
+        if unknown := sorted(told.keys() - names):
+            raise InputError(f"the plan names a site {unknown[0]!r} that the model has not", where=str(options.plan),
+                             mend=f"its sites: {', '.join(sorted(names)[:8])}, ...")
+        allowed = [n for n in names if told.get(n, "int8") == "int8"]
+    found = None
+    if options.accuracy_budget is not None:
+        if data is None:
+            raise InputError("a budget needs data to measure on", where="--accuracy-budget",
+                             mend="give --calibrate DATA as well")
+        base = simplified(graph, target)
+        sites = [s for s in quantisable(base) if allowed is None or s.name in allowed]
+        judge = Judge(base, target, calibration, data[:_COMPARED], metric=metric)
+        found = search(judge, sites, options.accuracy_budget)
+        allowed = [s.name for s in sites if s.name not in found.floats]
+    plan = replace(planned(graph, target, calibration, tuner, only=allowed, race=options.tune), search=found)
     if data and plan.chosen:
         plan = replace(plan, accuracy=closeness(graph, plan.graph, target, data[:_COMPARED]))
     return plan

@@ -1,10 +1,12 @@
 """Products of matrices and tensors."""
 from __future__ import annotations
 
+import numpy as np
+
 from ingot.graph import I32, Dim, TensorType
 from ingot.ops.op import REQUIRED, Attrs, Op, Types, declare
 from ingot.ops.samples import f32, f64, i8, integers, scalar, u8, values
-from ingot.ops.shapes import broadcast, given, same_dim, same_dtype, word
+from ingot.ops.shapes import broadcast, given, integer, same_dim, same_dtype, word
 
 
 def product_shape(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
@@ -116,6 +118,37 @@ declare(Op("MatMulInteger", "product of 8-bit integers, less their zero points, 
     ((u8(5, 33), i8(33, 17)), {}), ((u8(5, 33), u8(33, 17), u8(), u8()), {}), ((i8(2, 5, 8), i8(8, 3)), {}),
     ((u8(7, 40), integers(40, 24)), {}), ((u8(3, 5, 33), integers(33, 131), scalar(7, "uint8")), {}),
     ((u8(61, 300), integers(300, 70), u8()), {}), ((u8(1, 64), integers(64, 100), u8(1)), {}))))
+
+
+def _matmul_groups(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
+    x, weight, scale = given(types[0]), given(types[1]), given(types[2])
+    group = integer(attrs, "block_size")
+    if weight.rank != 2 or group < 1 or not isinstance(weight.shape[0], int) or weight.shape[0] % group:
+        raise ValueError(f"the weight {weight} does not divide into groups of {group}")
+    if scale.shape != (weight.shape[0] // group, weight.shape[1]):
+        raise ValueError(f"the scales {scale} are not one for each group of {group} of {weight}")
+    return (TensorType(x.dtype, product_shape(x.shape, weight.shape)),)
+
+
+def _by_groups(arrays: list[np.ndarray | None], attrs: Attrs) -> list[np.ndarray]:
+    x, weight, scale, zero = (*arrays, None)[:4]
+    if x is None or weight is None or scale is None:
+        raise ValueError("an operand is absent")
+    group = integer(attrs, "block_size")
+    whole = weight.astype(np.float32)
+    if zero is not None:
+        whole = whole - np.repeat(zero.astype(np.float32), group, axis=0)
+    return [np.matmul(x, whole * np.repeat(scale, group, axis=0))]
+
+
+declare(Op("MatMulGroups", "a @ ((w - zero_point) * scale), each `block_size` rows of w with scales of their own",
+           ("a", "w", "scale", "zero_point?"), _matmul_groups, {"block_size": REQUIRED}, evaluate=_by_groups, samples=(
+    ((f32(1, 64), integers(64, 48, low=-8, high=8, dtype="int4"), values(2, 48, low=0.1)), {"block_size": 32}),
+    ((f32(5, 96), integers(96, 40, low=0, high=16, dtype="uint4"), values(3, 40, low=0.1),
+      integers(3, 40, low=0, high=16, dtype="uint4")), {"block_size": 32}),
+    ((f32(2, 33, 64), integers(64, 131), values(1, 131, low=0.01, high=0.02)), {"block_size": 64}),
+    ((f32(9, 128), integers(128, 24, low=0, high=256, dtype="uint8"), values(4, 24, low=0.01, high=0.02),
+      integers(4, 24, low=0, high=256, dtype="uint8")), {"block_size": 32}))))
 
 
 def _det(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:

@@ -1,6 +1,7 @@
 """Short names for the operands of samples."""
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 from ingot.graph import BF16, BOOL, DTYPES, F16, F32, F64, I8, I32, I64, U8, Dim, TensorType
@@ -61,7 +62,7 @@ def values(*shape: int, low: float = -1.0, high: float = 1.0) -> np.ndarray:
 
 def integers(*shape: int, low: int = -127, high: int = 128, dtype: str = "int8") -> np.ndarray:
     """Reproducible integers in [low, high): a constant operand."""
-    return np.random.default_rng(2).integers(low, high, shape).astype(dtype)
+    return np.random.default_rng(2).integers(low, high, shape).astype(np.dtype(getattr(ml_dtypes, dtype, dtype)))
 
 
 def scalar(value: float, dtype: str = "float32") -> np.ndarray:

@@ -8,7 +8,9 @@ is summed in integers, which is exact, and scaled once:
 
 The same for Conv (its bias is added after) and Gemm. The f32 result differs from that of the original by rounding only:
 the original rounds each dequantised factor and the sum, this one the product of the scales and the last product.
-Integers come as u8 here: a signed activation moves up by 128 with its zero point, a weight becomes i8 where it fits.
+A weight that is dequantised by groups along the depth, beside an input that stays f32, becomes MatMulGroups: its
+kernel reads the integers. Integers come as u8 here: a signed activation moves up by 128 with its zero point, a weight
+becomes i8 where it fits.
 """
 from __future__ import annotations
 
@@ -232,6 +234,36 @@ def _convolution(match: Match) -> str:
     return match.add("Add", real, match.add("Reshape", match["b"], shape=shape))
 
 
+# --- weights in groups ------------------------------------------------------------------------------------------------
+
+_GROUPED = P("DequantizeLinear", Const("w"), Const("t"), "y?", bind="right", shared=True)
+
+
+def _no_groups(match: Match) -> str | None:
+    weight, scale, group = match.array("w"), match.array("t"), int(str(match.attr("right", "block_size") or 0))
+    if weight.ndim != 2 or group < 8 or group % 8:
+        return "its weight is no matrix in groups of eight rows or a multiple"
+    along = int(str(match.attr("right", "axis"))) % 2
+    if match.has("Transpose") != (along == 1):
+        return "its groups do not lie along the depth"
+    if weight.shape[along] % group or scale.shape[along] * group != weight.shape[along]:
+        return "its last group is shorter"
+    if weight.dtype.name not in ("int4", "uint4", "int8", "uint8") or scale.dtype != np.float32:
+        return f"its weight is {weight.dtype}, its scales are {scale.dtype}"
+    return "its zero points are not constant" if match["y"] and match.const("y") is None else None
+
+
+def _grouped(match: Match) -> str:
+    turned = match.has("Transpose")
+
+    def upright(array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(array.T) if turned else array
+
+    names = [match.constant(upright(match.array(k)), f"{match[k]}.groups") for k in ("w", "t")]
+    zero = match.constant(upright(match.array("y")), f"{match['y']}.groups") if match["y"] else ""
+    return match.add("MatMulGroups", match["x"], *names, zero, block_size=int(str(match.attr("right", "block_size"))))
+
+
 def _not_signed(match: Match) -> str | None:
     if match.type(match.node("Quantize").output).dtype != I8:
         return "it is unsigned already"
@@ -263,6 +295,8 @@ RULES = (
          decline=_not_signed),
     Rule("integer-product", (P("MatMul", _LEFT, _RIGHT), P("Gemm", _LEFT, _RIGHT, "c?")), make=_product,
          decline=_no_product),
+    Rule("grouped-weight", (P("MatMul", "x", _GROUPED), P("MatMul", "x", P("Transpose", _GROUPED, shared=True))),
+         make=_grouped, decline=_no_groups),
     Rule("integer-convolution", P("Conv", _LEFT, _RIGHT, "b?"), make=_convolution, decline=_no_convolution),
 )
 

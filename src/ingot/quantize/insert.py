@@ -5,7 +5,7 @@ makes integer regions of them on targets that have such kernels.
 """
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,15 +15,14 @@ from ingot.ops import infer
 from ingot.ops.op import OPS
 from ingot.quantize.scales import Calibration, TensorRange
 from ingot.quantize.sites import QuantSite
-from ingot.quantize.weights import by_channel
+from ingot.quantize.weights import Groups, by_channel, by_groups
 
 
 @dataclass(frozen=True)
 class Manner:
     """How sites are made integer."""
 
-    smooth: float = 0.5         # SmoothQuant's alpha for products (Xiao et al. 2023); 0: not at all
-    uneven: float = 8.0         # smoothed only where the largest channel is so many times the middle one
+    smooth: tuple[float, ...] = (0.3, 0.5, 0.7)     # SmoothQuant's alphas to try for products (Xiao et al. 2023)
     correct_bias: bool = True   # add back the mean error of rounded weights (Nagel et al. 2019)
     clip_weights: bool = False  # weights' ranges of least squared error
     residuals: bool = True      # additions in networks of images read the integers, too
@@ -122,16 +121,23 @@ class _Insertion:
                    origin=node.origin)
 
     def _smoothing(self, site: QuantSite, weight: np.ndarray) -> np.ndarray | None:
-        """What each input channel is divided by, and its row of the weight multiplied with; None for nothing."""
+        """What each input channel is divided by, and its row of the weight multiplied with; None for nothing.
+
+        Of several strengths the one whose rounding adds the least variance to the result, by the channels' statistics.
+        """
         t = self.calibration.tensors[site.input]
-        if self.manner.smooth <= 0 or site.op != "MatMul" or len(t.peaks) != len(weight):
+        if not self.manner.smooth or site.op != "MatMul" or len(t.peaks) != len(weight) or len(t.energy) != len(weight):
             return None
-        peaks = np.maximum(np.asarray(t.peaks, np.float32), 1e-5)
-        if peaks.max() < self.manner.uneven * np.median(peaks):
-            return None
+        peaks, energy = np.maximum(np.asarray(t.peaks), 1e-5), np.asarray(t.energy)
         rows = np.maximum(np.abs(weight).max(1), 1e-5)
-        smooth = peaks ** self.manner.smooth / rows ** (1 - self.manner.smooth)
-        return np.asarray(smooth / np.exp(np.log(smooth).mean()), np.float32)
+        best, found = _GAIN * _variance(weight, energy, t.range.scale, np.ones_like(peaks)), None
+        for strength in self.manner.smooth:
+            smooth = peaks ** strength / rows ** (1 - strength)
+            smooth = smooth / np.exp(np.log(smooth).mean())
+            added = _variance(weight, energy, _smoothed(t, smooth).range.scale, smooth)
+            if added < best:
+                best, found = added, smooth.astype(np.float32)
+        return found
 
     def _correction(self, site: QuantSite, node: Node, error: np.ndarray) -> np.ndarray | None:
         """The mean of what the rounded weights add to each result channel."""
@@ -147,6 +153,42 @@ class _Insertion:
         return np.concatenate([flat[g * each:(g + 1) * each] @ means[g * inner:(g + 1) * inner] for g in range(group)])
 
 
+def weights_quantized(graph: Graph, sites: Collection[QuantSite], how: Groups, calibration: Calibration | None = None,
+                      moments: Mapping[str, np.ndarray] | None = None) -> Graph:
+    """The graph with the weights of the given products in groups of small integers; what they multiply stays f32.
+
+    Without a calibration every element of a weight counts alike. `moments` are the inputs' second moments, by site.
+    """
+    build = GraphBuilder(infer, graph.symbols)
+    chosen = {s.name: s for s in sites if s.op == "MatMul"}
+    for name in graph.inputs:
+        build.input(name, graph.types[name])
+    dropped = {s.weight for s in chosen.values() if graph.uses[s.weight] == 1}
+    for name, array in graph.constants.items():
+        if name not in dropped:
+            build.constant(name, array)
+    for node in graph.nodes:
+        site = chosen.get(node.output)
+        if site is None:
+            build.add(node)
+            continue
+        seen = calibration.tensors.get(site.input) if calibration else None
+        energy = np.asarray(seen.energy) if seen and len(seen.energy) == site.channels else None
+        found = by_groups(graph.constants[site.weight], how, energy, (moments or {}).get(site.name))
+        stem = build.fresh(f"{site.name}.weight")
+        names = [build.constant(f"{stem}.groups", found.integers), build.constant(f"{stem}.scale", found.scale)]
+        if found.zero is not None:
+            names.append(build.constant(f"{stem}.zero", found.zero))
+        weight = build.node("DequantizeLinear", *names, name=build.fresh(f"{stem}.back"), axis=0,
+                            block_size=found.group)
+        x = site.input
+        if found.divided is not None:
+            divisor = build.constant(f"{stem}.divided", (1 / found.divided).astype(np.float32))
+            x = build.node("Mul", x, divisor, name=build.fresh(f"{site.input}.divided"))
+        build.add(replace(node, inputs=(x, weight)))
+    return build.finish(*graph.outputs)
+
+
 def weight_groups(site: QuantSite, weight: np.ndarray) -> int:
     """The groups of a convolution, from its channels."""
     return site.channels // int(weight.shape[1])
@@ -155,7 +197,19 @@ def weight_groups(site: QuantSite, weight: np.ndarray) -> int:
 def _smoothed(t: TensorRange, smooth: np.ndarray) -> TensorRange:
     """The range once each channel is divided by its part: from the channels' peaks, on the sides that were seen."""
     reach = float((np.asarray(t.peaks) / smooth).max())
-    return replace(t, low=-reach if t.least < 0 else 0.0, high=reach)
+    return replace(t, low=max(-reach, t.least / float(smooth.min())) if t.least < 0 else 0.0, high=reach)
 
 
-__all__ = ["Manner", "quantized"]
+def _variance(weight: np.ndarray, energy: np.ndarray, step: float, smooth: np.ndarray) -> float:
+    """What rounding adds to the result's variance: steps of the input through the weights, steps of the weights
+    through the input."""
+    kept = weight * smooth[:, None]
+    through = step ** 2 * float((kept ** 2).sum())
+    steps = (np.abs(kept).max(0) / 127) ** 2
+    return through + float((energy / smooth ** 2).sum()) * float(steps.sum())
+
+
+_GAIN = 0.8         # smoothing must take this share of the variance, or it is left out
+
+
+__all__ = ["Manner", "quantized", "weights_quantized"]

@@ -22,7 +22,7 @@ class Observer:
         self.seen = 0                               # values
         self.odd = 0                                # NaN or infinite
         self.peaks = np.zeros(channels)
-        self._sums = np.zeros(channels)
+        self._sums, self._squares = np.zeros(channels), np.zeros(channels)
         self._rows = 0
 
     def update(self, array: np.ndarray) -> None:
@@ -38,6 +38,7 @@ class Observer:
             least, most = float(moved.min()), float(moved.max())
         self.peaks = np.maximum(self.peaks, np.abs(moved).max(0))
         self._sums += moved.sum(0, dtype=np.float64)
+        self._squares += np.einsum("ij,ij->j", moved, moved, dtype=np.float64)
         self._rows += len(moved)
         self.seen += moved.size
         self.least, self.most = min(self.least, least), max(self.most, most)
@@ -50,6 +51,11 @@ class Observer:
     def means(self) -> np.ndarray:
         """Per channel."""
         return self._sums / max(1, self._rows)
+
+    @property
+    def energy(self) -> np.ndarray:
+        """The mean square per channel."""
+        return self._squares / max(1, self._rows)
 
     def _cover(self, least: float, most: float) -> None:
         """Widen the histogram until it holds these values."""

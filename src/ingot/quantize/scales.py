@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,7 @@ class TensorRange:
     beyond: float = 0.0                     # share of the values outside the range
     peaks: tuple[float, ...] = ()           # largest magnitude per channel
     means: tuple[float, ...] = ()           # mean per channel
+    energy: tuple[float, ...] = ()          # mean square per channel
 
     @property
     def range(self) -> Range:
@@ -88,7 +90,12 @@ def _range(o: Observer, method: str) -> TensorRange:
     x = o.low + (o.high - o.low) / len(o.counts) * (np.arange(len(o.counts)) + 0.5)
     outside = float(o.counts[(x < found.low) | (x > found.high)].sum() / max(1, o.seen))
     return TensorRange(found.low, found.high, whole.low if o.least > 0 else o.least, o.most, o.seen, o.odd, outside,
-                       tuple(float(f"{p:.6g}") for p in o.peaks), tuple(float(f"{m:.6g}") for m in o.means))
+                       _short(o.peaks), _short(o.means), _short(o.energy))
+
+
+def _short(values: np.ndarray) -> tuple[float, ...]:
+    """Six digits are enough for a file to read."""
+    return tuple(float(f"{v:.6g}") for v in values)
 
 
 def alarms(samples: int, tensors: Mapping[str, TensorRange], inputs: Mapping[str, Observer]) -> tuple[str, ...]:
@@ -125,12 +132,16 @@ def read_calibration(path: str | os.PathLike[str]) -> Calibration:
         found = json.loads(Path(path).read_text())
         if found.get("ingot_calibration") != _VERSION:
             raise ValueError("it is no calibration of this version")
-        tensors = {name: TensorRange(**{**t, "peaks": tuple(t["peaks"]), "means": tuple(t["means"])})
-                   for name, t in found["tensors"].items()}
+        tensors = {name: _tensor(t) for name, t in found["tensors"].items()}
         return Calibration(found["method"], int(found["samples"]), tensors, tuple(found["alarms"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read the calibration {path}", why=(str(error),),
                          mend="write it with --calibrate DATA --scales FILE") from None
+
+
+def _tensor(found: Mapping[str, Any]) -> TensorRange:
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+    return TensorRange(**known)
 
 
 __all__ = ["Calibration", "TensorRange", "alarms", "calibrate", "read_calibration", "write_calibration"]

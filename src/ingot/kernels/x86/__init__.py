@@ -10,6 +10,7 @@ from ingot.kernels.x86.conv_winograd import WinogradConvolution
 from ingot.kernels.x86.conv_words import IntegerConvolution
 from ingot.kernels.x86.general import GENERAL
 from ingot.kernels.x86.matmul import TiledMatMul
+from ingot.kernels.x86.matmul_groups import GroupedMatMul
 from ingot.kernels.x86.matmul_plain import PlainMatMul
 from ingot.kernels.x86.matmul_strassen import StrassenMatMul
 from ingot.kernels.x86.matmul_words import IntegerMatMul
@@ -20,7 +21,7 @@ _CONVOLUTIONS = (ProductConvolution(), DirectConvolution(), StemConvolution(), D
 TACTICS["x86"] = TACTICS["neon"] = (
     *_CONVOLUTIONS, WinogradConvolution(), PlainConvolution(*_CONVOLUTIONS), IntegerConvolution(),
 
-    TiledMatMul(), StrassenMatMul(), PlainMatMul(), IntegerMatMul(),
+    TiledMatMul(), StrassenMatMul(), PlainMatMul(), IntegerMatMul(), GroupedMatMul(),
     BlockedAttention(),
 
     *GENERAL,

