@@ -224,8 +224,7 @@ def evaluator(call: Call, there: Sequence[bool]) -> Any:
 def reference_call(call: Call, given: Sequence[Value]) -> list[Value]:
     """What onnx.reference makes of a call's operands (None: absent, or an empty optional)."""
     if call.late:
-        node, arrays = specialised(call, [None if v is None else np.asarray(v) for v in given])
-        return list(evaluate(node, arrays, {}))
+        return late_on_reference(*specialised(call, [None if v is None else np.asarray(v) for v in given]))
     return with_evaluator(evaluator(call, [bool(n) for n in call.node.inputs]), call, given)
 
 
@@ -247,6 +246,15 @@ def _plain(value: Value) -> Value:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return np.asarray(value)
+
+
+def late_on_reference(node: Node, arrays: Sequence[np.ndarray | None]) -> list[Value]:
+    """What the reference makes of a late call that was made a plain node. Raises ModelError where it does not fit."""
+    try:
+        return list(evaluate(node, arrays, {}))
+    except (ValueError, IndexError, TypeError) as error:
+        raise ModelError(f"{node.op} cannot take these operands", where=node.where, why=(str(error),),
+                         mend="check the model and its inputs") from None
 
 
 def specialised(call: Call, given: Sequence[np.ndarray | None]) -> tuple[Node, list[np.ndarray | None]]:
@@ -299,5 +307,6 @@ def empty(part: Part, sizes: Sizes) -> bool:
 DATA_PREFIX = "data_"       # what the symbols of data-decided sizes are called
 
 __all__ = ["CONTROL", "DATA_PREFIX", "Scope", "Sizes", "Value", "begun", "empty", "evaluator",
+           "late_on_reference",
            "reference_call", "reference_flow", "run_flow", "specialised",
            "with_evaluator"]

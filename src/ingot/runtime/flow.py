@@ -25,12 +25,12 @@ from ingot.ops.flow import (
     Value,
     empty,
     evaluator,
+    late_on_reference,
     reference_part,
     run_flow,
     specialised,
     with_evaluator,
 )
-from ingot.ops.reference import evaluate
 from ingot.passes import optimize
 from ingot.runtime.feeds import as_array, bind, ordered
 from ingot.target import Target
@@ -150,11 +150,7 @@ class Driver:
             runner = late.forms.get(key)
         if runner is None:
             self.referenced.add(call.op)
-            try:
-                return evaluate(node, arrays, {})
-            except (ValueError, IndexError, TypeError) as error:
-                raise ModelError(f"{call.op} cannot take these operands", where=node.where, why=(str(error),),
-                                 mend="check the model and its inputs") from None
+            return late_on_reference(node, arrays)
         made = iter(runner.run_at([a for a in arrays if a is not None], {}))
         return [next(made) if o else None for o in node.outputs]
 

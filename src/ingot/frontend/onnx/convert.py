@@ -1,6 +1,7 @@
 """An ONNX model, of any opset and any of its domains, as a graph, or as a flow where data decides its course."""
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections import Counter
@@ -13,6 +14,7 @@ import numpy as np
 import onnx
 
 from ingot.errors import IngotError, ModelError, UnsupportedError
+from ingot.frontend.onnx.contrib import CONTRIB, Maker
 from ingot.frontend.onnx.control import inlined_branch, read_control
 from ingot.frontend.onnx.cut import Step, cut
 from ingot.frontend.onnx.guess import guessed
@@ -58,6 +60,7 @@ from ingot.ops.sequence import LISTS
 LARGEST = 1 << 40       # bytes one value may take at its largest; more is a mistake or an attack
 SYMBOLS_KEY = "ingot.symbols"       # where a written model keeps the profiles
 ORIGIN_KEY = "ingot.origin"         # and a written node the names it came from
+MICROSOFT = "com.microsoft"
 DATA_PROFILE = (1, 17, 65)          # of the symbol s of a size s-1 that data decides: 0..16..64, more is grown into
 _TEXT = re.compile(r"[\s=,(){}]")    # what the graph's text form cannot hold in a name
 
@@ -241,6 +244,9 @@ class Reader:
         attrs = {a.name: attribute_of(a, self.source) for a in proto.attribute}
         kept = next((p.value for p in proto.metadata_props if p.key == ORIGIN_KEY), "")
         origin = tuple(kept.split("\n")) if kept else (proto.name or next(filter(None, proto.output)),)
+        if proto.domain == MICROSOFT or (proto.op_type == "SimplifiedLayerNormalization"):
+            self._decomposed(proto.op_type, inputs, outputs, attrs, where, origin)
+            return
         if proto.domain not in STANDARD:
             version = next((int(o.version) for o in self.model.opset_import if o.domain == proto.domain), 0)
             self.call(Call(Node(proto.op_type, tuple(inputs), tuple(outputs), attrs, origin), proto.domain, version,
@@ -265,6 +271,38 @@ class Reader:
             return
         for part in (*item.before, item, *item.after):
             self._add(part, origin)
+
+    def _decomposed(self, op: str, inputs: list[str], outputs: list[str], attrs: Mapping[str, object], where: str,
+                    origin: tuple[str, ...]) -> None:
+        """A node of ONNX Runtime's, as the standard nodes that mean the same. Raises UnsupportedError."""
+        made_of = CONTRIB.get(op)
+        if made_of is None:
+            near = difflib.get_close_matches(op, CONTRIB, 1)
+            raise UnsupportedError(f"op {MICROSOFT}::{op} is not served",
+                                   why=(f"the nearest that is: {near[0]}",) if near else (),
+                                   mend="export the model without ONNX Runtime's optimisations")
+
+        def add(kind: str, given: Sequence[str], count: int, more: Mapping[str, object]) -> tuple[str, ...]:
+            names = [self.fresh() for _ in range(count)]
+            self.uses.update(names)
+            item = Item(kind, list(given), list(names), dict(more), where, self.build.types.get, self._another,
+                        self.fresh, lambda v: bool(self.uses[v]))
+            self._add(item, origin)
+            return tuple(names)
+
+        maker = Maker(op, tuple(inputs), attrs, len([o for o in outputs if o]) and max(
+            k + 1 for k, o in enumerate(outputs) if o), add, self.build.types.get, self.build.constants.get,
+            self._another)
+        results = made_of(maker)
+        for k, out in enumerate(outputs):
+            if out and (k >= len(results) or not results[k]):
+                if self.uses[out]:
+                    raise UnsupportedError(f"the output {k} of {MICROSOFT}::{op} is not served",
+                                           mend="export the model without ONNX Runtime's optimisations")
+            elif out:
+                add_to = Item("Identity", [results[k]], [out], {}, where, self.build.types.get, self._another,
+                              self.fresh, lambda v: True)
+                self._add(add_to, origin)
 
     def _another(self, array: np.ndarray) -> str:
         return self.constant(self.fresh(), array)
