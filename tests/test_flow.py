@@ -49,7 +49,8 @@ def _selecting() -> onnx.ModelProto:
         _node("Gather", "x zero", "first", axis=1), _node("Greater", "first nought", "positive"),
         _node("Cast", "positive", "as_number", to=I64), _node("NonZero", "as_number", "at"),
         _node("Squeeze", "at front", "places"), _node("Gather", "x places", "rows"),
-        _node("MatMul", "rows w", "product"), _node("Relu", "product", "y"), _node("Shape", "y", "size"), _node("ReduceSum", "y", "total", keepdims=0)],
+        _node("MatMul", "rows w", "product"), _node("Relu", "product", "y"), _node("Shape", "y", "size"),
+        _node("ReduceSum", "y", "total", keepdims=0)],
         {"x": (F, ["N", 8])}, ["y", "size", "total"],
         {"zero": np.asarray(0), "nought": np.float32(0).reshape(()), "front": np.array([0]),
          "w": RNG.standard_normal((8, 5)).astype(np.float32)})

@@ -85,9 +85,14 @@ def verified_flow(engine: Engine, flow: Flow, inputs: Sequence[Feeds], original:
         reason = (f"everything: {chance.node.where} gives other numbers each time" if chance is not None else
                   "generated inputs: not every input is a tensor; give inputs to verify on")
         return replace(engine, verdict=Verdict(judge.name, engine.name, skipped=(reason,)).to_json())
-    verdict = verify(lambda f: _plain(session.run(dict(f))), replace(judge, run=answers),
-                     engine.graph, engine=engine.name, inputs=inputs, seed=options.seed,
-                     exact=all(is_exact(v) for v in session.variants), tried=None if made_up else ())
+    try:
+        verdict = verify(lambda f: _plain(session.run(dict(f))), replace(judge, run=answers),
+                         engine.graph, engine=engine.name, inputs=inputs, seed=options.seed,
+                         exact=all(is_exact(v) for v in session.variants), tried=None if made_up else ())
+    except InputError as error:
+        if inputs:
+            raise
+        verdict = Verdict(judge.name, engine.name, skipped=(f"generated inputs: {error.what}",))
     verdict = replace(verdict, notes=notes)
     if verdict.cases and not verdict.passed and not options.allow_unverified:
         raise refuse(verdict)
