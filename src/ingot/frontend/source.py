@@ -40,6 +40,7 @@ class Export:
 
     name: str
     model: Callable[[], tuple[Any, tuple[Alarm, ...]]]
+    opset: int | None = None            # where one was asked for
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ingot.frontend.source import Alarm, Export, Source
 from ingot.graph import Graph
 from ingot.ops.reference import run_graph
 from ingot.verify.alarms import graph_alarms
-from ingot.verify.original import Original
+from ingot.verify.original import Original, reference_original
 from ingot.verify.parity import compare
 from ingot.verify.probe import Probe, probes
 from ingot.verify.tolerance import tolerances
@@ -90,8 +90,7 @@ def accept(source: Source, *, inputs: Sequence[Feeds] = (), seed: int = 0, check
             return _accepted(source, graphs, attempts, len(attempts) - 1)
         verdict, noticed = _compared(source, graph, export.name, given, seed)
         frozen = _frozen_branches(source, graph)
-        # what the tracer warned of matters where the results show it; a branch that was tried both ways is settled
-        alarms = alarms if not verdict.passed or frozen else ()
+        alarms = alarms if not verdict.passed or frozen else _undecided(source, alarms)
         attempts.append(Attempt(export.name, verdict, alarms=(*noticed, *frozen, *alarms)))
         if attempts[-1].passed:
             return _accepted(source, graphs, attempts, len(attempts) - 1)
@@ -110,9 +109,20 @@ def _accepted(source: Source, graphs: Sequence[Graph | None], attempts: Sequence
     graph = graphs[chosen]
     if graph is None:
         raise UnsupportedError("no exporter gave a graph", where=source.name)
-    alarms = dict.fromkeys((*source.alarms, *attempts[chosen].alarms, *graph_alarms(graph)))
+    alarms = dict.fromkeys((*source.alarms, *attempts[chosen].alarms, *_old_opset(source, attempts, chosen),
+                            *graph_alarms(graph)))
     other = any(a.kind == "not finite" for a in alarms)
     return Accepted(graph, attempts[chosen].export, _original(source, graph, other), tuple(attempts), tuple(alarms))
+
+
+def _old_opset(source: Source, attempts: Sequence[Attempt], chosen: int) -> tuple[Alarm, ...]:
+    """The opset that was asked for gives other results, and the newest the right ones."""
+    wrong = [(e.opset, a) for e, a in zip(source.exports, attempts, strict=False)
+             if e.opset and a.verdict and not a.passed]
+    if source.exports[chosen].opset or not wrong or not attempts[chosen].passed:
+        return ()
+    return (Alarm("old opset", f"opset {wrong[0][0]} changes the results; the exporter's own choice was taken instead",
+                  why=str(wrong[0][1]), mend="export without naming an opset, or with a newer one"),)
 
 
 def _original(source: Source, graph: Graph, other: bool) -> Original:
@@ -156,11 +166,20 @@ def _compared(source: Source, graph: Graph, name: str, given: Sequence[Feeds], s
 
     Where they part only over NaN and infinities, those inputs are made finite and tried again, and an alarm says so.
     """
-    judge = Original(f"{source.framework} {source.name}", lambda feeds: _run(source, graph, feeds))
+    reference = reference_original(graph)
+    held: dict[int, Mapping[str, np.ndarray]] = {}
+
+    def judged(feeds: Feeds) -> Mapping[str, np.ndarray]:
+        held.clear()
+        held[id(feeds)] = reference.run(feeds)          # first: it says where it cannot compute something
+        return _run(source, graph, feeds)
+
+    judge = Original(f"{source.framework} {source.name}", judged)
     feeds = [{k: v for k, v in one.items() if k in graph.inputs} for one in given]
 
     def compared(tried: Sequence[Probe]) -> Verdict:
-        return verify(_reference(graph), judge, graph, engine=f"the export by {name}", inputs=feeds, tried=tried)
+        return verify(lambda f: held.get(id(f)) or reference.run(f), judge, graph,
+                      engine=f"the export by {name}", inputs=feeds, tried=tried)
 
     tried = probes(graph, seed)
     verdict = compared(tried)
@@ -176,10 +195,6 @@ def _compared(source: Source, graph: Graph, name: str, given: Sequence[Feeds], s
     return again, (Alarm("not finite", "where an input is NaN or infinite the export gives other values than "
                          f"{source.framework}", why=f"{note.output} on {note.inputs}: {note.note}",
                          mend="keep such inputs out, or compare with what the engine gives for them"),)
-
-
-def _reference(graph: Graph) -> Callable[[Feeds], Mapping[str, np.ndarray]]:
-    return lambda feeds: run_graph(graph, feeds)
 
 
 def _all_finite(feeds: Feeds) -> bool:
@@ -221,6 +236,7 @@ def variations(examples: Feeds) -> list[tuple[str, Feeds]]:
         ("the example, negated", each(lambda a: -a)), ("zeros", each(np.zeros_like, "fiub")),
         ("the example times 1000", each(lambda a: a * 1000)), ("the example over 1000", each(lambda a: a / 1000)),
         ("the example, all positive", each(np.abs)), ("the example, all negative", each(lambda a: -np.abs(a))),
+        ("the example plus 1", each(lambda a: a + 1, "iu")), ("the example doubled", each(lambda a: a * 2, "iu")),
         ("the example plus 10", each(lambda a: a + 10)), ("the example minus 10", each(lambda a: a - 10)),
         ("ones", each(np.ones_like, "fiub")), ("the example, reversed", each(lambda a: np.flip(a), "fiub")),
         ("the example, each value the first", each(lambda a: np.full_like(a, a.flat[0] if a.size else 0), "fiu")),
@@ -260,6 +276,17 @@ def _frozen_branches(source: Source, graph: Graph) -> tuple[Alarm, ...]:
     return tuple(alarms.values())
 
 
+def _undecided(source: Source, alarms: tuple[Alarm, ...]) -> tuple[Alarm, ...]:
+    """What the tracer warned of and the model does decide by the data, though no input tried made it show.
+
+    The rest are sizes: those were tried.
+    """
+    if source.branches is None or not source.examples:
+        return alarms
+    lines = {line.split(": ")[0] for line, _ in source.branches(source.examples)}
+    return tuple(a for a in alarms if a.where.split(": ")[0] in lines)
+
+
 def _differs(source: Source, graph: Graph, feeds: Feeds) -> bool:
     """Whether export and model give different results for these inputs."""
     try:
@@ -268,7 +295,7 @@ def _differs(source: Source, graph: Graph, feeds: Feeds) -> bool:
         return False
     feeds = {k: v for k, v in feeds.items() if k in graph.inputs}
     with np.errstate(all="ignore"):
-        got = run_graph(graph, feeds)
+        got = reference_original(graph).run(feeds)
     allowed = tolerances(graph, bindings_of(graph, feeds))
     return any(not compare(got[n], wanted[n]).within(max(allowed[n].relative, 1e-6)) for n in graph.outputs)
 

@@ -27,7 +27,14 @@ class Original:
 
 def reference_original(graph: Graph) -> Original:
     """ONNX's own reference evaluator over the graph as it was loaded, before any pass."""
-    return Original(f"onnx.reference {importlib.metadata.version('onnx')}", lambda feeds: run_graph(graph, feeds))
+    def run(feeds: Mapping[str, np.ndarray]) -> Outputs:
+        try:
+            return run_graph(graph, feeds)
+        except (ValueError, ArithmeticError, LookupError) as error:
+            raise InputError(f"the reference evaluator cannot compute it: {error}", where="the original to verify "
+                             "against", mend="give inputs the ops are defined for") from None
+
+    return Original(f"onnx.reference {importlib.metadata.version('onnx')}", run)
 
 
 def onnxruntime_original(path: str) -> Original:

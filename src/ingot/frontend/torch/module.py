@@ -37,11 +37,21 @@ def source_from_module(model: Any, example_inputs: Any, dynamic: Any, shapes: Ma
     if not outputs:
         raise InputError("the module gives no tensor", mend="return the tensors the engine is to compute")
     ways = (traced,) if isinstance(model, torch.jit.ScriptModule) else (exported, traced)
-    exports = tuple(Export(DYNAMO if way is exported else TRACED,
-                           partial(way, model, arguments, axes, outputs, opset=opset)) for way in ways)
+    exports = tuple(_export(way, model, arguments, axes, outputs, o) for o in _opsets(opset) for way in ways)
     decided = None if isinstance(model, torch.jit.ScriptModule) else branches(model, arguments)
     return Source(name or type(model).__name__, FRAMEWORK, exports, run, examples,
                   specs_from(arguments.tensors, axes), alarms, decided)
+
+
+def _opsets(asked: int | None) -> tuple[int | None, ...]:
+    """The opset asked for, and the exporter's own choice to fall back on."""
+    return (None,) if asked is None else (asked, None)
+
+
+def _export(way: Any, model: Any, arguments: Arguments, axes: Mapping[str, Mapping[int, Symbol]],
+            outputs: Sequence[str], opset: int | None) -> Export:
+    name = (TRACED if way is traced else DYNAMO) + (f", opset {opset}" if opset else "")
+    return Export(name, partial(way, model, arguments, axes, outputs, opset=opset), opset)
 
 
 def _from_program(program: Any, example_inputs: Any, dynamic: Any, shapes: Mapping[str, ShapeSpec],
@@ -62,8 +72,8 @@ def _from_program(program: Any, example_inputs: Any, dynamic: Any, shapes: Mappi
     run = runner(module, arguments)
     examples = {n: array_from(t) for n, t in arguments.tensors.items()}
     outputs = tuple(run(examples))
-    exports = (Export(DYNAMO, partial(converted, program, arguments, axes, outputs, opset=opset)),
-               Export(TRACED, partial(traced, module, arguments, axes, outputs, opset=opset)))
+    exports = tuple(_export(way, what, arguments, axes, outputs, o) for o in _opsets(opset)
+                    for way, what in ((converted, program), (traced, module)))
     return Source(name or "program", FRAMEWORK, exports, run, examples, specs_from(arguments.tensors, axes),
                   mode_alarms(module, arguments))
 

@@ -1,0 +1,1 @@
+"""Failures of real users, each built by a script: it ends right, or alarmed with the cause."""
