@@ -13,6 +13,7 @@ from ingot.ops import (
     pointwise,
     pooling,
     quantisation,
+    recurrent,
     reduction,
     resize,
     shape,
@@ -29,6 +30,6 @@ OPSET = 28      # the one ONNX opset whose meaning the graph's ops have
 __all__ = [
     "OPS", "OPSET", "REQUIRED", "Op", "Window", "attention", "broadcast", "clamps", "convolution", "convolution_window",
     "declare", "dims", "indexing", "infer", "ints", "linear", "movement", "normalisation", "pointwise", "pooling",
-    "pooling_window", "quantisation", "reduced_axes", "reduction", "resize", "shape", "slices_of", "split_sizes",
-    "transposed_window", "window",
+    "pooling_window", "quantisation", "recurrent", "reduced_axes", "reduction", "resize", "shape", "slices_of",
+    "split_sizes", "transposed_window", "window",
 ]

@@ -10,6 +10,7 @@ from ingot.graph import type_of
 from ingot.ops.convolution import Window, convolution_window, transposed_window
 from ingot.ops.op import OPS, Attrs
 from ingot.ops.pooling import pooling_window
+from ingot.ops.recurrent import GATES, whole
 from ingot.ops.resize import resized
 from ingot.ops.shapes import ints
 
@@ -301,5 +302,5 @@ OWN: Mapping[str, Callable[[Arrays, Attrs], list[np.ndarray] | None]] = {
     "GlobalLpPool": global_lp_pool, "GlobalMaxPool": global_max_pool,
     "LRN": lrn, "LpNormalization": lp_normalization, "LpPool": lp_pool, "MatMulInteger": matmul_integer,
     "MaxPool": max_pool, "Mean": mean, "Pad": pad,
-    "Resize": resize,
-    "Softsign": softsign}
+    "Resize": resize, "Softsign": softsign,
+    **{kind: whole(kind) for kind in GATES}}

@@ -18,6 +18,7 @@ from ingot.passes.integer import fold_quantised
 from ingot.passes.layout import choose_layout
 from ingot.passes.precision import SHORT, Overflow, Precision, kept_for, lower_precision, overflows
 from ingot.passes.recognition import recognise
+from ingot.passes.recurrent import split_recurrent
 from ingot.passes.resolve_shapes import resolve_shapes
 from ingot.passes.rewrite import Rule, explain, rewrite, why_not
 from ingot.passes.rows import move_rows
@@ -42,6 +43,7 @@ PIPELINE = pipeline(
     recognise_attention,
     join_caches,
     widen_halves,           # after recognition, which knows 16-bit forms too
+    split_recurrent,
     join_caches,            # scores in 16 bits are f32 by now
     move_rows,
     merge_duplicates,       # two Slices of one value become one, and the next round moves it further

@@ -9,6 +9,7 @@ from ingot.kernels.x86.movement import ConstantPad, Copies
 from ingot.kernels.x86.normalisation import GroupStatistics, RowNormalization
 from ingot.kernels.x86.pointwise import Pointwise
 from ingot.kernels.x86.pooling import Pooling
+from ingot.kernels.x86.recurrent import Recurrent
 from ingot.kernels.x86.reduction import Reduction
 from ingot.kernels.x86.resample import Resampling
 from ingot.kernels.x86.softmax import SoftmaxColumns, SoftmaxRows
@@ -40,6 +41,7 @@ GENERAL: tuple[Tactic, ...] = (
     LocalResponse(),
     Sizes(),
     Einsum(),
+    Recurrent(),
     Fill(),
     Triangle(),
     Nothing(),
