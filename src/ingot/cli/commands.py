@@ -49,6 +49,7 @@ from ingot.cli.arguments import (
     takes_examples,
     told_sizes,
 )
+from ingot.cli.traffic import bench_traffic, profile_shapes
 from ingot.compiler.build import build_with_report
 from ingot.compiler.build import load as load_engine
 from ingot.compiler.check import check_engine
@@ -177,6 +178,9 @@ def build(
     outside: Annotated[bool, typer.Option("--outside", help=HELP["outside"])] = False,
     candidates: Annotated[bool, typer.Option("--candidates", help=HELP["candidates"])] = False,
     points: Annotated[int, typer.Option("--points", min=1, help=HELP["points"])] = 16,
+    profile_from: Annotated[Path | None, typer.Option(
+        "--profile-from", metavar="TRAFFIC", help="shapes of inputs that --shapes does not name: from traffic recorded "
+        "by ingot serve")] = None,
     into: Annotated[Path | None, typer.Option(
         "--into", metavar="ENGINE", help="keep this engine's variants for other devices, too")] = None,
     seed: Annotated[int, typer.Option("--seed", help=HELP["seed"])] = 0,
@@ -201,7 +205,8 @@ def build(
     with ProgressBar(quiet=as_json) as progress:
         found = model_from(model)
         example = given.pop(0) if given and takes_examples(found) else None
-        made = build_with_report(found, parse_shapes(shapes or []), options, inputs=given, original=against or None,
+        told = [*(shapes or []), *(profile_shapes(profile_from, model, shapes or []) if profile_from else [])]
+        made = build_with_report(found, parse_shapes(told), options, inputs=given, original=against or None,
                                  progress=progress, example_inputs=example, weights=weights, opset=opset,
                                  preprocess=preprocess, calibration=ranges)
     if made.plan and scales and calibrate:
@@ -308,6 +313,15 @@ def bench(
         "--roofline", help="the same with operations, bytes, and what bounds each kernel on this machine")] = False,
     throughput: Annotated[bool, typer.Option(
         "--throughput/--latency", help="also measure runs side by side, for the most items per second")] = False,
+    traffic: Annotated[Path | None, typer.Option(
+        "--traffic", metavar="FILE", help="instead: behind a server, under traffic that was recorded")] = None,
+    poisson: Annotated[float, typer.Option(
+        "--poisson", min=0, metavar="RATE", help="instead: behind a server, requests per second, at random")] = 0.0,
+    closed: Annotated[int, typer.Option(
+        "--closed", min=0, metavar="N", help="instead: behind a server, N clients one request after another")] = 0,
+    p99: Annotated[str, typer.Option("--p99", metavar="TIME", help="the latency goal of that server")] = "",
+    search: Annotated[bool, typer.Option(
+        "--search", help="look for the highest Poisson rate whose p99 is within the goal")] = False,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
@@ -315,6 +329,11 @@ def bench(
 
     Example: ingot bench model.ingot --model model.onnx --batch 1,8 --against onnxruntime,openvino
     """
+    if traffic or poisson or closed or search:
+        served = bench_traffic(path, load_engine(path, threads=threads or None), record=traffic, rate=poisson,
+                               clients=closed, p99=p99, seconds=seconds, search=search, threads=threads)
+        tell({"served": served.to_json(), "note": served.note} if as_json else None, served)
+        return
     built = 0.0
     begin = time.perf_counter()
     if path.suffix == ".onnx":

@@ -94,6 +94,15 @@ class ServedModel:
         return not self._draining and any(i.ready for i in self.instances)
 
     @property
+    def tuned(self) -> dict[str, int]:
+        """The shape the engine was tuned for: rows, and the length where one is padded."""
+        description, checker = self.description, self._checker
+        if description is None or checker is None:
+            return {"rows": 1, "length": 0}
+        return {"rows": description.symbols[description.batch][1] if description.batch else 1,
+                "length": description.symbols[checker.padded][1] if checker.padded else 0}
+
+    @property
     def waiting(self) -> int:
         """Requests in the queue."""
         return len(self._queue)
@@ -242,8 +251,8 @@ class ServedModel:
         stats.padded_rows += batch.rows - batch.filled
         stats.predicted_seconds += curve.seconds(batch.rows, batch.length)
         stats.contended_seconds += max(0.0, seconds - curve.seconds(batch.rows, batch.length))
-        tuned_rows = description.symbols[description.batch][1] if description.batch else 1
-        tuned_length = description.symbols[self._checker.padded][1] if batch.length else 0      # type: ignore[union-attr]
+        tuned = self.tuned
+        tuned_rows, tuned_length = tuned["rows"], tuned["length"] if batch.length else 0
         if batch.rows != tuned_rows or batch.length != tuned_length:
             stats.off_profile += 1
             each = curve.seconds(tuned_rows, tuned_length) / tuned_rows

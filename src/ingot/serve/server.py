@@ -185,6 +185,9 @@ class Server:
                 "batches": {n: line[0] for n, line in sorted(stats.batches.items())},
                 "off_profile": stats.off_profile / batches if batches else 0.0,
                 "off_profile_seconds": stats.off_profile_seconds,
+                "totals": {name: h.total for name, h in stats.stages.items()},
+                "predicted_seconds": stats.predicted_seconds, "curve": model.curve.to_json() if model.curve else {},
+                "tuned": model.tuned,
                 "stages": {name: h.total / h.count if h.count else 0.0 for name, h in stats.stages.items()},
                 "facts": dict(model.description.facts) if model.description else {},
                 "workers": [{"pid": i.pid, "ready": i.ready, "starts": i.starts, "memory": memory_of(i.pid)}
