@@ -7,11 +7,13 @@ from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
+import cuda_gluon
 import numpy as np
 from kernel_checks import numbers, reference, site_of
+from test_tactics import symbolic
 
 from ingot.graph import BF16, F16, F32, TensorType, evaluate
-from ingot.kernels import TACTICS, Operand, Site
+from ingot.kernels import TACTICS, Operand, Site, Step
 from ingot.kernels.cuda import DATA, WORKSPACE, CudaTactic, Drafts, Pointer, Scalar
 from ingot.kernels.reference import from_physical, to_physical
 from ingot.ops import OPS
@@ -100,10 +102,6 @@ def _strided(array: np.ndarray, operand: Operand, sizes: dict[str, int], fill: i
 def run(drafts: Drafts, site: Site, arrays: list[np.ndarray], sizes: dict[str, int],
         packed: dict[int, np.ndarray]) -> list[np.ndarray]:
     """The site's logical outputs by the interpreter; outputs and workspace are poisoned before."""
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpretedFunction
-
-    from ingot.kernels.cuda.compiler import function
     memory = [packed[i].reshape(-1).view(np.uint8).copy() if i in packed else _strided(a, o, sizes, 0xFF)
               for i, (a, o) in enumerate(zip(arrays, site.inputs, strict=True))]
     outs = [np.full(o.type.at(sizes).physical, 0, o.type.dtype.numpy) for o in site.outputs]
@@ -115,6 +113,13 @@ def run(drafts: Drafts, site: Site, arrays: list[np.ndarray], sizes: dict[str, i
     kinds = {"*fp16": np.float16, "*fp32": np.float32, "*fp64": np.float64, "*u8": np.uint8, "*i8": np.int8,
              "*i16": np.int16, "*i32": np.int32, "*i64": np.int64, "*u16": np.uint16, "*u32": np.uint32,
              "*u64": np.uint64, "*bf16": BF16.numpy}
+    if any(d.gluon for d in drafts.launches):
+        cuda_gluon.run(drafts, site, memory, sizes)
+        return _read(site, memory, sizes)
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from ingot.kernels.cuda.compiler import function
     known = {"tl": tl, "libdevice": _library(), "gdc_wait": lambda: None, "gdc_launch_dependents": lambda: None,
              "jit": InterpretedFunction}
     for draft in drafts.launches:
@@ -136,6 +141,11 @@ def run(drafts: Drafts, site: Site, arrays: list[np.ndarray], sizes: dict[str, i
         with np.errstate(all="ignore"):
             function(draft.source, known)[grid](*args)
     assert not counters.any(), "counters are not zero again"
+    return _read(site, memory, sizes)
+
+
+def _read(site: Site, memory: list[np.ndarray], sizes: dict[str, int]) -> list[np.ndarray]:
+    """The site's outputs as they lie in memory, as logical arrays."""
     results = []
     for o, m in zip(site.outputs, memory[len(site.inputs):], strict=True):
         shape = o.type.at(sizes).physical
@@ -198,10 +208,13 @@ def as_wide(site: Site) -> Site:
                                outputs=tuple(dataclasses.replace(o, type=swap(o.type)) for o in site.outputs))
 
 
-def check_op(op: str, points: int = 2, only: str = "") -> list[str]:
-    """Every sample of an op, on every tactic that serves it: what went wrong, as texts."""
+def check_op(op: str, points: int = 2, only: str = "", samples: int = 99) -> list[str]:
+    """Samples of an op (so many, spread over all), on every tactic that serves it: what went wrong, as texts."""
     wrong, served = [], 0
+    step = max(1, len(OPS[op].samples) // samples)
     for number, sample in enumerate(OPS[op].samples):
+        if number % step:
+            continue
         site, given = site_of(op, sample)
         if any(o.type.layout[:1] == "c" for o in (*site.inputs, *site.outputs)):
             continue
@@ -212,12 +225,90 @@ def check_op(op: str, points: int = 2, only: str = "") -> list[str]:
             for tactic in TACTICS["cuda"]:
                 if (only and tactic.name != only) or tactic.declines(made, TARGETS["sm_90"]) is not None:
                     continue
-                for params in islice(tactic.space(made, TARGETS["sm_90"]), points):
+                served += 1
+                wrong += _points(tactic, made, known, points, {})
+    return wrong if served else ["nothing served it"]
+
+
+def _points(tactic: Any, site: Site, given: list[np.ndarray | None], points: int, sizes: dict[str, int]) -> list[str]:
+    wrong = []
+    for params in islice(tactic.space(site, TARGETS["sm_90"]), points):
+        try:
+            check(tactic, site, dict(params), given, sizes)
+        except AssertionError as error:
+            wrong.append(str(error))
+        except Exception as error:  # noqa: BLE001 - the report names the tactic, whatever went wrong
+            wrong.append(f"{tactic.name} {dict(params)} on {site}: {error!r}"[:1500])
+    return wrong
+
+
+def check_symbolic(op: str, batches: tuple[int, ...]) -> list[str]:
+    """The samples of an op with the first dimension a symbol, at several sizes of it."""
+    wrong, served = [], 0
+    for sample in OPS[op].samples[:6]:
+        made, given = site_of(op, sample)
+        site = None if any(o.type.block for o in (*made.inputs, *made.outputs)) else symbolic(made)
+        if site is None:
+            continue
+        for tactic in TACTICS["cuda"]:
+            if tactic.declines(site, TARGETS["sm_90"]) is None:
+                for n in batches:
                     served += 1
-                    try:
-                        check(tactic, made, dict(params), known)
-                    except AssertionError as error:
-                        wrong.append(str(error))
-                    except Exception as error:  # noqa: BLE001 - the report names the tactic, whatever went wrong
-                        wrong.append(f"{tactic.name} {dict(params)} on {made}: {error!r}"[:1500])
+                    wrong += _points(tactic, site, given, 1, {"N": n})
+    return wrong if served else ["nothing served it"]
+
+
+def _conv(n: int, c: int, size: tuple[int, int], filters: int, kernel: int, stride: int = 1, pad: int = 0,
+          dilation: int = 1, group: int = 1, after: str = "Relu", layout: str = "nhwc", dtype: Any = F16) -> Site:
+    """A convolution as networks have it: channels last, an epilogue, with "Add" a tensor beside the result."""
+    window = {"strides": (stride, stride), "pads": (pad,) * 4, "dilations": (dilation, dilation), "group": group,
+              "layout": "nhwc"}
+    out = tuple((d + 2 * pad - (kernel - 1) * dilation - 1) // stride + 1 for d in size)
+    x, y = TensorType(dtype, (n, c, *size), layout), TensorType(dtype, (n, filters, *out), "nhwc")
+    inputs = [Operand(x), Operand(TensorType(dtype, (filters, c // group, kernel, kernel)), constant=True),
+              Operand(TensorType(dtype, (filters,)), constant=True)]
+    steps = [Step("Conv", (0, 1, 2), tuple(sorted(window.items())), (y,))]
+    for op in after.split():
+        extra = (len(inputs),) if op == "Add" else ()
+        inputs += [Operand(y)] * len(extra)
+        steps.append(Step(op, (~(len(steps) - 1), *extra), (), (y,)))
+    return Site(tuple(steps), tuple(inputs), (Operand(y),))
+
+
+def _product(rows: tuple[int, ...], depth: int, columns: int, after: str = "Add Gelu") -> Site:
+    """A product as networks have it: f16, a bias, an activation, a tensor beside the result."""
+    x, y = TensorType(F16, (*rows, depth)), TensorType(F16, (*rows, columns))
+    inputs = [Operand(x), Operand(TensorType(F16, (depth, columns)), constant=True)]
+    steps = [Step("MatMul", (0, 1), (), (y,))]
+    for k, op in enumerate(after.split()):
+        extra = (len(inputs),) if op == "Add" else ()
+        inputs += [Operand(TensorType(F16, (columns,)), constant=True) if k == 0 else Operand(y)] * len(extra)
+        steps.append(Step(op, (~(len(steps) - 1), *extra), (), (y,)))
+    return Site(tuple(steps), tuple(inputs), (Operand(y),))
+
+
+FORMS = {
+    "3x3": _conv(2, 16, (9, 7), 24, 3, 1, 1),
+    "3x3, stride 2, residual": _conv(2, 64, (9, 9), 40, 3, 2, 1, after="Add Relu"),
+    "3x3, dilated": _conv(1, 72, (8, 8), 32, 3, 1, 2, 2),
+    "1x1, residual": _conv(3, 24, (5, 5), 136, 1, after="Add"),
+    "1x1, stride 2": _conv(2, 128, (6, 6), 64, 1, 2),
+    "stem from a plain input": _conv(1, 3, (17, 17), 32, 7, 2, 3, layout=""),
+    "depthwise": _conv(2, 40, (9, 9), 40, 3, 1, 1, group=40, after="Sigmoid"),
+    "depthwise, stride 2": _conv(1, 24, (10, 10), 24, 5, 2, 2, group=24),
+    "groups": _conv(1, 32, (6, 6), 64, 3, 1, 1, group=2),
+    "product and Gelu": _product((2, 37), 64, 96),
+    "product and residual": _product((70,), 136, 40, "Add Add"),
+    "few rows": _product((1,), 256, 72, "Add Relu"),
+}
+
+
+def check_form(name: str, points: int) -> list[str]:
+    """A site as networks have it, on every tactic that serves it."""
+    site, rng, wrong, served = FORMS[name], np.random.default_rng(2), [], 0
+    given = [(rng.standard_normal(o.type.shape) * 0.1).astype(np.float16) if o.constant else None for o in site.inputs]
+    for tactic in TACTICS["cuda"]:
+        if tactic.declines(site, TARGETS["sm_90"]) is None:
+            served += 1
+            wrong += _points(tactic, site, given, points, {})
     return wrong if served else ["nothing served it"]

@@ -6,6 +6,7 @@ Activations of convolutions lie channels last (layout "nhwc"); convolutions and 
 from ingot.kernels.cuda.attention import FlashAttention
 from ingot.kernels.cuda.base import CudaTactic, Drafts
 from ingot.kernels.cuda.conv import Convolution, Depthwise
+from ingot.kernels.cuda.conv_stem import StemConvolution
 from ingot.kernels.cuda.indexed import ConstantPad, Gather, Generated, OneHot, Pooling, Resampling
 from ingot.kernels.cuda.kernel import COUNTERS, DATA, WORKSPACE, CudaKernel, CudaLaunch, Pointer, Scalar, TensorMap
 from ingot.kernels.cuda.matmul import MatMul
@@ -17,6 +18,7 @@ from ingot.kernels.tactic import TACTICS
 TACTICS["cuda"] = (
     Depthwise(),
     TmaConvolution(),
+    StemConvolution(),
     Convolution(),
     TmaMatMul(),
     MatMul(),
