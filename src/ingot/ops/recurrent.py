@@ -67,8 +67,7 @@ def _recurrence(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, .
     same_dim(x.shape[2], hidden * gates * walks, "the gates of the inputs")
     steps, batch = x.shape[:2]
     state: tuple[Dim, ...] = (walks, batch, hidden)
-    count = 3 if attrs["kind"] == "LSTM" else 2
-    return (TensorType(x.dtype, (steps, walks, batch, hidden)), *[TensorType(x.dtype, state)] * 2)[:min(outputs, count)]
+    return (TensorType(x.dtype, (steps, walks, batch, hidden)), *[TensorType(x.dtype, state)] * 2)[:outputs]
 
 
 def recur(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> list[np.ndarray]:

@@ -14,7 +14,8 @@ from ingot.graph import BOOL, F32, F64, Dim, Graph
 from ingot.ops.attention import attention_heads
 from ingot.passes.graph_pass import graph_pass
 from ingot.passes.rewrite import Match, P, Rule, rewrite
-from ingot.passes.written_out import number, operand, wanted, write_out
+from ingot.passes.written_out import number, wanted, write_out
+from ingot.passes.written_out_integers import operand
 from ingot.target import Target
 
 _QUERY, _KEY, _VALUE, _MASK, _PAST_KEY, _PAST_VALUE, _LENGTHS = range(7)

@@ -9,7 +9,8 @@ from ingot.ops.recurrent import GATES
 from ingot.passes.graph_pass import graph_pass
 from ingot.passes.halves import widen_halves
 from ingot.passes.rewrite import Match, P, Rule, rewrite
-from ingot.passes.written_out import operand, wanted
+from ingot.passes.written_out import wanted
+from ingot.passes.written_out_integers import operand
 from ingot.target import Target
 
 _KEPT = ("activations", "activation_alpha", "activation_beta", "clip", "direction", "input_forget",

@@ -12,14 +12,11 @@ from ingot.ops.shapes import dims
 from ingot.passes.constant_folding import fold_constants
 from ingot.passes.graph_pass import graph_pass
 from ingot.passes.rewrite import Match, P, Rule, rewrite
+from ingot.passes.written_out_integers import RULES as INTEGERS
+from ingot.passes.written_out_integers import operand
 from ingot.target import Target
 
 HALVES = (F16, BF16)
-
-
-def operand(match: Match, index: int) -> str:
-    """An input of the root; "" where it is absent."""
-    return match.root.inputs[index] if index < len(match.root.inputs) else ""
 
 
 def wanted(match: Match, index: int) -> bool:
@@ -219,6 +216,7 @@ RULES = (
     Rule("swiglu", P("SwiGLU", "*"), make=_gated),
     Rule("centre", P("CenterCropPad", "*"), make=_centred, decline=_not_static),
     Rule("causal-convolution", P("CausalConvWithState", "*"), make=_causal, decline=_not_depthwise),
+    *INTEGERS,
 )
 
 
