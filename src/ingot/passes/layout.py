@@ -135,8 +135,9 @@ def _chains(graph: Graph, fits: Sequence[Node], served: Served = BLOCKED) -> dic
                 if value and value not in graph.constants and node.op not in TO_PLAIN:
                     parent[root(value)] = root(node.output)
     count: dict[str, int] = {}
-    for node in fits:
-        count[root(node.output)] = count.get(root(node.output), 0) + 1
+    for node in fits:                   # sums of integers have kernels for blocks only: one is worth two Reorders
+        weight = 2 if node.op == "ConvInteger" else 1
+        count[root(node.output)] = count.get(root(node.output), 0) + weight
     return {id(n): count[root(n.output)] for n in fits}
 
 

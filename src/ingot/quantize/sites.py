@@ -39,7 +39,8 @@ def unfit(graph: Graph, node: Node) -> str | None:
     if x.rank != 4 or not isinstance(x.shape[1], int):
         return "it is no convolution of images"
     group = int(str(attribute(node, "group")))
-    if group > 1 and (weight.shape[1] % DEPTH or (weight.shape[0] // group) % DEPTH):
+    depthwise = group == x.shape[1] == weight.shape[0]
+    if group > 1 and not depthwise and (weight.shape[1] % DEPTH or (weight.shape[0] // group) % DEPTH):
         return "its groups are not whole blocks of channels"
     return None if x.shape[1] >= DEPTH and weight.shape[0] >= COLUMNS else "it is too small"
 

@@ -2,6 +2,7 @@
 from ingot.kernels.tactic import TACTICS
 from ingot.kernels.x86.attention import BlockedAttention
 from ingot.kernels.x86.conv_depthwise import DepthwiseConvolution
+from ingot.kernels.x86.conv_depthwise_words import IntegerDepthwise
 from ingot.kernels.x86.conv_direct import DirectConvolution, ProductConvolution, StemConvolution
 from ingot.kernels.x86.conv_im2col import Im2colConvolution
 from ingot.kernels.x86.conv_plain import PlainConvolution
@@ -19,7 +20,7 @@ _CONVOLUTIONS = (ProductConvolution(), DirectConvolution(), StemConvolution(), D
                  TransposedConvolution(), Im2colConvolution())
 
 TACTICS["x86"] = TACTICS["neon"] = (
-    *_CONVOLUTIONS, WinogradConvolution(), PlainConvolution(*_CONVOLUTIONS), IntegerConvolution(),
+    *_CONVOLUTIONS, WinogradConvolution(), PlainConvolution(*_CONVOLUTIONS), IntegerConvolution(), IntegerDepthwise(),
 
     TiledMatMul(), StrassenMatMul(), PlainMatMul(), IntegerMatMul(), GroupedMatMul(),
     BlockedAttention(),
