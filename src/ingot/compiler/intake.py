@@ -75,7 +75,7 @@ def _exported(source: Source, options: BuildOptions, inputs: Sequence[Feeds], or
     _tell(taken.alarms)
     examples = [source.examples] if source.examples and not later else []
     return Intake(taken.graph, source.name, taken.original if original is None else original, (*examples, *inputs),
-                  taken.lines)
+                  taken.lines, taken.flow)
 
 
 def _tell(alarms: Sequence[Alarm]) -> None:

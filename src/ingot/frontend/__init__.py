@@ -26,6 +26,9 @@ def source_from(model: Any, example_inputs: Any = None, dynamic: Any = None,
     if suffix in _TORCH_SUFFIXES or _is_from("torch", model):
         from ingot.frontend.torch import source_from_torch
         return source_from_torch(model, example_inputs, dynamic, shapes, checkpoint=weights, opset=opset)
+    if _is_from("sklearn", model):
+        from ingot.frontend.sklearn import source_from_sklearn
+        return source_from_sklearn(model, example_inputs, shapes, opset=opset)
     if example_inputs is not None or dynamic is not None or weights is not None:
         raise InputError("example inputs, dynamic axes and weights go with a model of a framework",
                          mend="leave them out")

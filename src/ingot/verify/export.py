@@ -12,10 +12,10 @@ from functools import partial
 import numpy as np
 
 from ingot.errors import IngotError, InputError, ModelError, UnsupportedError, VerifyError
-from ingot.frontend import load
+from ingot.frontend import read
 from ingot.frontend.source import Alarm, Export, Source
-from ingot.graph import Graph
-from ingot.ops.reference import run_graph
+from ingot.graph import Flow, Graph
+from ingot.ops.flow import reference_flow
 from ingot.verify.alarms import graph_alarms
 from ingot.verify.original import Original, reference_original
 from ingot.verify.parity import compare
@@ -58,11 +58,30 @@ class Accepted:
     original: Original
     attempts: tuple[Attempt, ...]
     alarms: tuple[Alarm, ...]
+    flow: Flow | None = None            # where data decides its course; `graph` is then its picture
 
     @property
     def lines(self) -> tuple[str, ...]:
         """The attempts and alarms in words, for the verdict."""
         return (*(f"export by {a}" for a in self.attempts), *(f"alarm, {a}" for a in self.alarms))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An export as Ingot reads it: one graph, or the flow it is a picture of; and what the reference makes of it."""
+
+    graph: Graph
+    flow: Flow | None = None
+
+    def run(self, feeds: Feeds) -> Mapping[str, np.ndarray]:
+        """By the reference. Raises InputError where it cannot compute something."""
+        if self.flow is None:
+            return reference_original(self.graph).run(feeds)
+        try:
+            return {k: np.asarray(v) for k, v in reference_flow(self.flow, dict(feeds)).items()}
+        except (ModelError, ValueError, ArithmeticError, LookupError) as error:
+            raise InputError(f"the reference cannot compute it: {error}",
+                             mend="give inputs it is defined for") from None
 
 
 def accept(source: Source, *, inputs: Sequence[Feeds] = (), seed: int = 0, check: bool = True,
@@ -76,7 +95,7 @@ def accept(source: Source, *, inputs: Sequence[Feeds] = (), seed: int = 0, check
         raise _wrong(source, [])
     given = [*([source.examples] if source.examples else []), *inputs]
     attempts: list[Attempt] = []
-    graphs: list[Graph | None] = []
+    graphs: list[_Read | None] = []
     for export in source.exports:
         try:
             graph, alarms = _graph(source, export)
@@ -105,14 +124,15 @@ def accept(source: Source, *, inputs: Sequence[Feeds] = (), seed: int = 0, check
     raise _wrong(source, attempts)
 
 
-def _accepted(source: Source, graphs: Sequence[Graph | None], attempts: Sequence[Attempt], chosen: int) -> Accepted:
-    graph = graphs[chosen]
-    if graph is None:
+def _accepted(source: Source, graphs: Sequence[_Read | None], attempts: Sequence[Attempt], chosen: int) -> Accepted:
+    found = graphs[chosen]
+    if found is None:
         raise UnsupportedError("no exporter gave a graph", where=source.name)
     alarms = dict.fromkeys((*source.alarms, *attempts[chosen].alarms, *_old_opset(source, attempts, chosen),
-                            *graph_alarms(graph)))
+                            *graph_alarms(found.graph)))
     other = any(a.kind == "not finite" for a in alarms)
-    return Accepted(graph, attempts[chosen].export, _original(source, graph, other), tuple(attempts), tuple(alarms))
+    return Accepted(found.graph, attempts[chosen].export, _original(source, found, other), tuple(attempts),
+                    tuple(alarms), found.flow)
 
 
 def _old_opset(source: Source, attempts: Sequence[Attempt], chosen: int) -> tuple[Alarm, ...]:
@@ -125,12 +145,12 @@ def _old_opset(source: Source, attempts: Sequence[Attempt], chosen: int) -> tupl
                   why=str(wrong[0][1]), mend="export without naming an opset, or with a newer one"),)
 
 
-def _original(source: Source, graph: Graph, other: bool) -> Original:
+def _original(source: Source, found: _Read, other: bool) -> Original:
     """The framework's own run; `other`: but for inputs that are not finite, where the export is known to differ."""
     def run(feeds: Feeds) -> Mapping[str, np.ndarray]:
         if other and not all(np.isfinite(a).all() for a in feeds.values() if a.dtype.kind == "f"):
-            return run_graph(graph, feeds)
-        return _run(source, graph, feeds)
+            return found.run(feeds)
+        return _run(source, found.graph, feeds)
     return Original(f"{source.framework} {source.name}", run)
 
 
@@ -149,10 +169,11 @@ def named(found: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray
     return dict(zip(graph.outputs, found.values(), strict=True))
 
 
-def _graph(source: Source, export: Export) -> tuple[Graph, tuple[Alarm, ...]]:
+def _graph(source: Source, export: Export) -> tuple[_Read, tuple[Alarm, ...]]:
     model, alarms = export.model()
     held = {v.name for v in model.graph.input} if hasattr(model, "graph") else set(source.shapes)
-    return load(model, {k: v for k, v in source.shapes.items() if k in held}), alarms
+    found = read(model, {k: v for k, v in source.shapes.items() if k in held})
+    return (_Read(found.graph, found) if isinstance(found, Flow) else _Read(found)), alarms
 
 
 def _short(error: IngotError) -> str:
@@ -160,25 +181,25 @@ def _short(error: IngotError) -> str:
     return text + (f": {'; '.join(error.why[:3])}" if error.why else "")
 
 
-def _compared(source: Source, graph: Graph, name: str, given: Sequence[Feeds], seed: int
+def _compared(source: Source, export: _Read, name: str, given: Sequence[Feeds], seed: int
               ) -> tuple[Verdict, tuple[Alarm, ...]]:
     """The export's verdict, by the reference, on given and generated inputs.
 
     Where they part only over NaN and infinities, those inputs are made finite and tried again, and an alarm says so.
     """
-    reference = reference_original(graph)
+    graph = export.graph
     held: dict[int, Mapping[str, np.ndarray]] = {}
 
     def judged(feeds: Feeds) -> Mapping[str, np.ndarray]:
         held.clear()
-        held[id(feeds)] = reference.run(feeds)          # first: it says where it cannot compute something
+        held[id(feeds)] = export.run(feeds)          # first: it says where it cannot compute something
         return _run(source, graph, feeds)
 
     judge = Original(f"{source.framework} {source.name}", judged)
     feeds = [{k: v for k, v in one.items() if k in graph.inputs} for one in given]
 
     def compared(tried: Sequence[Probe]) -> Verdict:
-        return verify(lambda f: held.get(id(f)) or reference.run(f), judge, graph,
+        return verify(lambda f: held.get(id(f)) or export.run(f), judge, graph,
                       engine=f"the export by {name}", inputs=feeds, tried=tried)
 
     tried = probes(graph, seed)
@@ -251,7 +272,7 @@ def _noise(rng: np.random.Generator, array: np.ndarray) -> np.ndarray:
     return np.asarray(rng.standard_normal(array.shape) * 10.0 ** rng.integers(-1, 2))
 
 
-def _frozen_branches(source: Source, graph: Graph) -> tuple[Alarm, ...]:
+def _frozen_branches(source: Source, export: _Read) -> tuple[Alarm, ...]:
     """Decisions by the data that the export keeps as the example made them, each with inputs that show it."""
     if source.branches is None or not source.examples:
         return ()
@@ -267,7 +288,7 @@ def _frozen_branches(source: Source, graph: Graph) -> tuple[Alarm, ...]:
         at = min(len(taken), len(others)) - 1 if at is None else at
         line, outcome = others[at]
         key = taken[at][0] or line
-        if key in alarms or not _differs(source, graph, feeds):
+        if key in alarms or not _differs(source, export, feeds):
             continue
         alarms[key] = Alarm(
             "frozen branch", f"a branch on data was frozen as the example took it: {taken[at][1]} there, "
@@ -287,15 +308,16 @@ def _undecided(source: Source, alarms: tuple[Alarm, ...]) -> tuple[Alarm, ...]:
     return tuple(a for a in alarms if a.where.split(": ")[0] in lines)
 
 
-def _differs(source: Source, graph: Graph, feeds: Feeds) -> bool:
+def _differs(source: Source, export: _Read, feeds: Feeds) -> bool:
     """Whether export and model give different results for these inputs."""
+    graph = export.graph
     try:
         wanted = named(source.run(feeds), graph)
     except InputError:
         return False
     feeds = {k: v for k, v in feeds.items() if k in graph.inputs}
     with np.errstate(all="ignore"):
-        got = reference_original(graph).run(feeds)
+        got = export.run(feeds)
     allowed = tolerances(graph, bindings_of(graph, feeds))
     return any(not compare(got[n], wanted[n]).within(max(allowed[n].relative, 1e-6)) for n in graph.outputs)
 
