@@ -282,10 +282,10 @@ def _rotated(match: Match) -> str:
 
 
 RULES = (
-    Rule("quantised-product", P("QLinearMatMul", "*"), make=_quantised_product, decline=_not_one_scale),
-    Rule("integer-product", P("MatMulInteger", "*"), make=_integer_product, decline=_served_product),
-    Rule("quantised-convolution", P("QLinearConv", "*"), make=_quantised_convolution, decline=_not_plain_convolution),
-    Rule("integer-convolution", P("ConvInteger", "*"), make=_integer_convolution, decline=_not_one_zero),
+    Rule("linear-product", P("QLinearMatMul", "*"), make=_quantised_product, decline=_not_one_scale),
+    Rule("any-integer-product", P("MatMulInteger", "*"), make=_integer_product, decline=_served_product),
+    Rule("linear-convolution", P("QLinearConv", "*"), make=_quantised_convolution, decline=_not_plain_convolution),
+    Rule("any-integer-convolution", P("ConvInteger", "*"), make=_integer_convolution, decline=_not_one_zero),
     Rule("narrow-in-words", P("ReduceMax|ReduceMin|ArgMax|ArgMin|TopK", "*"), make=_in_words, decline=_not_narrow),
     Rule("pooled-integers", P("MaxPool", "*"), make=_pooled_as_floats, decline=_pooled_integers),
     Rule("whole-positions", P("OneHot", "*"), make=_whole_positions, decline=_not_whole),
