@@ -52,7 +52,7 @@ class _Guarded:
         self._driver.finish(self._stream)
         for name, zone in (("before the buffer", whole[:GUARD]), ("past the buffer's end", whole[-GUARD:])):
             if (zone != GUARD_BYTE).any():
-                raise CandidateError("the kernel writes outside its output", why=(f"it writes {name}",))
+                raise CandidateError("the kernel writes outside its memory", why=(f"it writes {name}",))
         return whole[GUARD:-GUARD]
 
 
@@ -110,7 +110,10 @@ class CudaStand:
             driver.upload(made[0].address, raw.ctypes.data, raw.nbytes, self._stream)
             driver.finish(self._stream)
             addresses[over] = made[0].address
-        own, kept = self._own(kernel, sizes, fill)
+        own, _ = self._own(kernel, sizes, fill)
+        areas = [_Guarded(driver, evaluate(kernel.workspace, sizes), fill, self._stream),
+                 _Guarded(driver, evaluate(kernel.counters, sizes), 0, self._stream)]
+        own |= {WORKSPACE: areas[0].address, COUNTERS: areas[1].address}
         operands = {**addresses, **own, **{len(site.inputs) + k: g.address for k, g in enumerate(made)}}
         try:
             for packed_ in self._packed(kernel, operands, sizes):
@@ -120,12 +123,9 @@ class CudaStand:
         except DeviceError as error:
             raise CandidateError(f"the GPU refuses it: {error.what}", why=error.why) from None
         found = [_logical(g.read(), o, sizes) for g, o in zip(made, site.outputs, strict=True)]
-        if kernel.counters and kept:
-            left = np.empty(evaluate(kernel.counters, sizes), np.uint8)
-            driver.download(left.ctypes.data, own[COUNTERS], left.nbytes, self._stream)
-            driver.finish(self._stream)
-            if left.any():
-                raise CandidateError("the kernel leaves its counters other than zero")
+        areas[0].read()
+        if areas[1].read().any():
+            raise CandidateError("the kernel leaves its counters other than zero")
         return found
 
     def _packed(self, kernel: CudaKernel, operands: Mapping[int, int], sizes: Mapping[str, int]) -> list[Packed]:

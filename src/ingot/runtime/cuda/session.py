@@ -488,8 +488,8 @@ class CudaSession:
 
     # --- looking at it ------------------------------------------------------------------------------------------
 
-    def device_seconds(self, *feeds: object, rounds: int = 50) -> list[float]:
-        """Seconds of each of some replays on the device, by events, after a few that warm it up."""
+    def device_seconds(self, *feeds: object, rounds: int = 50, repeat: int = 1) -> list[float]:
+        """Seconds of a run on the device, by events around `repeat` replays in a row; some rounds, after a warm-up."""
         driver = self.driver
         given = self._given(feeds)
         self.run(*feeds)
@@ -501,11 +501,12 @@ class CudaSession:
             inputs = tuple(a or s for a, s in zip(addresses, slot.inputs, strict=True))
             for number in range(rounds + 5):
                 driver.record(begin, self.queue)
-                self._go(bound, inputs, slot.outputs, arrays)
+                for _ in range(repeat):
+                    self._go(bound, inputs, slot.outputs, arrays)
                 driver.record(end, self.queue)
                 driver.settle(end)
                 if number >= 5:
-                    found.append(driver.elapsed(begin, end))
+                    found.append(driver.elapsed(begin, end) / repeat)
         return found
 
     def profile(self, *feeds: object) -> list[tuple[int, float]]:
