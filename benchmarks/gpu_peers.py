@@ -71,6 +71,7 @@ class Captured:
     """A callable without arguments as one CUDA graph."""
 
     def __init__(self, call: Callable[[], Any], stream: torch.cuda.Stream) -> None:
+        self.call = call            # the graph reads its weights where they lie
         with torch.cuda.stream(stream), torch.inference_mode():
             for _ in range(3):
                 call()
