@@ -72,11 +72,14 @@ def wrk(url: str, script: Path, clients: int, seconds: float) -> tuple[float, fl
 def h2load(at: str, body: Path, clients: int, seconds: float) -> tuple[float, float]:
     """The same over gRPC."""
     with tempfile.NamedTemporaryFile() as log:
-        subprocess.run(["h2load", "-t1", f"-c{clients}", "-m1", f"-D{seconds:.0f}", "-d", str(body),
-                        "-H", "content-type: application/grpc", "-H", "te: trailers", f"--log-file={log.name}",
-                        f"http://{at}/inference.GRPCInferenceService/ModelInfer"], capture_output=True, check=True)
+        done = subprocess.run(
+            ["h2load", "-t1", f"-c{clients}", "-m1", f"-D{seconds:.0f}", "-d", str(body), "-H",
+             "content-type: application/grpc", "-H", "te: trailers", f"--log-file={log.name}",
+             f"http://{at}/inference.GRPCInferenceService/ModelInfer"], capture_output=True, text=True, check=True)
         rows = [line.split() for line in Path(log.name).read_text().splitlines()]
     taken = sorted(int(r[2]) for r in rows if r[1] == "200")
+    if not taken:
+        raise SystemExit(f"{at} does not answer over gRPC:\n{done.stdout}{done.stderr}")
     return len(taken) / seconds, taken[len(taken) // 2] / 1e6
 
 
@@ -145,9 +148,6 @@ def targets(folder: Path, http: str, grpc: str, peers: Sequence[str]) -> list[di
         waited(url, body.encode(), as_json)
         script = lua(folder, name, body.encode(), as_json)
         made.append({"name": name, "kind": "http", "url": url, "script": str(script)})
-        if name == "mlserver":
-            made.append({"name": "mlserver, gRPC", "kind": "grpc", "url": f"127.0.0.1:{PORTS[name] + 1}",
-                         "script": str(folder / "rpc.bin")})
     return made
 
 

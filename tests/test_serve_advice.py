@@ -80,13 +80,14 @@ def status(**more):
     """A healthy model of a server's status."""
     told = {"name": "m", "off_profile": 0.0, "off_profile_seconds": 0.0, "predicted_seconds": 10.0,
             "totals": {"compute": 10.0, "request": 20.0, "decode": 0.1, "encode": 0.1, "queue": 1.0},
-            "tuned": {"rows": 8, "length": 0}, "batches": {"8": 100}, "curve": AMORTISED.to_json(),
+            "tuned": {"rows": 8, "length": 0}, "batches": {"8": 100}, "items": 800, "curve": AMORTISED.to_json(),
             "facts": {"precision": {"f32": 1.0}, "launches": 10, "native": 10}}
     return told | more
 
 
 @pytest.mark.parametrize(("suspect", "more"), [
-    ("profile shape", {"off_profile": 1.0, "off_profile_seconds": 6.0}), ("served batches", {"batches": {"1": 500}}),
+    ("profile shape", {"off_profile": 1.0, "off_profile_seconds": 6.0}),
+    ("served batches", {"batches": {"1": 500}, "items": 500}),
     ("contention", {"predicted_seconds": 4.0}),
     ("precision", {"facts": {"precision": {"f32": 1.0}, "launches": 10, "native": 5}}),
     ("pre-processing", {"totals": {"compute": 10.0, "request": 20.0, "decode": 9.0, "encode": 1.0, "queue": 1.0}})])

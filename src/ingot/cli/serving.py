@@ -130,3 +130,23 @@ def diagnose(
     findings = serving_module("diagnose").diagnose(models[model], [m for n, m in models.items() if n != model])
     table = Table(f"Why is {model} slow?", ("suspect", "verdict", "measured", "mend"), tuple(f.row() for f in findings))
     tell({"findings": table.to_json()} if as_json else None, table)
+
+
+@app.command()
+def package(
+    engine: EnginePath,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="the folder to write")],
+    config: Annotated[Path | None, typer.Option("--config", help="the model's config.yaml")] = None,
+    wheel: Annotated[list[Path] | None, typer.Option(
+        "--wheel", help="a wheel to install from the folder itself, for example Ingot's own; once per file")] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="how long to measure for the evidence")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Write a folder to build a container from: Dockerfile, pinned packages, engine, health check, Truss, evidence.
+
+    Example: ingot package model.ingot -o container --wheel dist/ingot-0.1.0-py3-none-any.whl
+    """
+    wheels = {p.name.partition("-")[0]: p for p in wheel or []}
+    files = serving_module("package").package(engine, load_engine(engine), output, config, wheels, seconds)
+    tell({"files": [str(f) for f in files]} if as_json else None, "\n".join(map(str, files)),
+         f"docker build -t {engine.stem} {output}")

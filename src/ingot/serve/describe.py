@@ -32,8 +32,14 @@ def digest_of(path: Path) -> str:
     return found.hexdigest()[:24]
 
 
-def engine_at(path: Path, shapes: Mapping[str, str], threads: int) -> tuple[Engine, str]:
-    """The engine of a file, and a hash that stands for it. An ONNX file is built on its first load, and kept."""
+def engine_at(path: Path, shapes: Mapping[str, str], threads: int, known: str = "") -> tuple[Engine, str]:
+    """The engine of a file, and a hash that stands for it. An ONNX file is built on its first load, and kept.
+
+    `known` is the hash where it was found before: to hash a large file takes longer than to load it.
+    """
+    if known:
+        kept = cache_folder() / "serve" / f"{known}.ingot"
+        return load(kept if path.suffix == ".onnx" else path, threads=threads or None), known
     digest = digest_of(path)
     if path.suffix != ".onnx":
         return load(path, threads=threads or None), digest

@@ -53,7 +53,7 @@ def _batches(model: Mapping[str, Any]) -> Finding:
     """What the same items would have cost in batches of the best size."""
     curve = CostCurve.from_json(model["curve"])
     batches = {int(n): count for n, count in model["batches"].items()}
-    items = sum(n * count for n, count in batches.items()) or 1
+    rows, items = sum(n * count for n, count in batches.items()), model["items"] or 1
     length = model["tuned"]["length"]
     now = sum(count * curve.seconds(n, length) for n, count in batches.items())
     best = min(curve.rows, key=lambda n: curve.seconds(n, length) / n)
@@ -61,6 +61,7 @@ def _batches(model: Mapping[str, Any]) -> Finding:
     most = sorted(batches.items(), key=lambda b: -b[1])[:3]
     common = ", ".join(f"{n}: {100 * c / max(1, sum(batches.values())):.0f} %" for n, c in most)
     each = 1e3 * now / items
+    common += f", {100 * max(0, rows - items) / rows:.0f} % of them only to fill up" if rows > items else ""
     return Finding("served batches", f"rows of the batches {common}; by the cost curve {each:.2f} ms per item, "
                    f"{1e3 * then / items:.2f} ms in batches of {best}", max(0.0, 1 - then / now) if now else 0.0,
                    f"let requests be batched towards {best} rows: --p99 gives the batcher time to wait")

@@ -47,6 +47,7 @@ class Instance:
         self.memory = Shared()
         self.running: Running | None = None
         self.ready = False
+        self._known: dict[str, Any] | None = None       # what its first start found out: later ones are quicker
         self.refused = ""               # why it cannot be loaded at all
         self.starts = 0
         self._stopped = False
@@ -80,7 +81,7 @@ class Instance:
                                          stdin=subprocess.DEVNULL)
         theirs.close()
         self._socket = ours
-        ours.send(orjson.dumps(self._told))
+        ours.send(orjson.dumps({**self._told, "known": self._known}))
         self._loop.add_reader(ours.fileno(), self._readable)
 
     def run(self, batch: Batch, message: Mapping[str, Any], limit: float) -> None:
@@ -119,6 +120,8 @@ class Instance:
             self.refused = reply["refused"]
         else:
             self.ready, self.refused = True, ""
+            self._known = {"digest": reply["digest"], "cost": reply["cost"],
+                           "threads": reply["ready"]["facts"]["threads"]}
             _LOG.info("worker ready", extra={"instance": self.name, "pid": self.pid,
                                              "seconds": time.perf_counter() - self._began})
             self._loaded(self, reply)

@@ -253,7 +253,7 @@ class ServedModel:
         stats.contended_seconds += max(0.0, seconds - curve.seconds(batch.rows, batch.length))
         tuned = self.tuned
         tuned_rows, tuned_length = tuned["rows"], tuned["length"] if batch.length else 0
-        if batch.rows != tuned_rows or batch.length != tuned_length:
+        if batch.filled != tuned_rows or batch.length != tuned_length:
             stats.off_profile += 1
             each = curve.seconds(tuned_rows, tuned_length) / tuned_rows
             if tuned_length:

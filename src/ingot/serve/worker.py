@@ -24,6 +24,7 @@ import orjson
 from ingot.env import cache_folder
 from ingot.errors import IngotError, InputError
 from ingot.runtime.session import Session
+from ingot.serve.cost import CostCurve
 from ingot.serve.datatype import array_of, bytes_of, numpy_of
 from ingot.serve.describe import check_padding, cost_of, describe, engine_at, fitting_session
 from ingot.serve.shared import Shared, aligned
@@ -48,13 +49,15 @@ class Worker:
     def load(self, told: dict[str, Any]) -> dict[str, Any]:
         """Load what the first message names; gives the description and the cost curve."""
         threads = int(told["threads"])
-        engine, digest = engine_at(Path(told["path"]), told["shapes"], threads)
-        session = fitting_session(engine, threads)
+        known = told.get("known")       # after a restart: what the first worker found out
+        engine, digest = engine_at(Path(told["path"]), told["shapes"], threads, known["digest"] if known else "")
+        session = Session(engine, known["threads"]) if known else fitting_session(engine, threads)
         description = describe(session, engine)
         check_padding(description, told["pad"])
         others = {d for p in description.inputs for d in p.dims if isinstance(d, str) and d != description.batch}
         padded = next(iter(others)) if told["pad"] and len(others) == 1 and others <= set(description.symbols) else ""
-        curve = cost_of(session, engine, description, digest, padded, tuple(told["buckets"]))
+        curve = CostCurve.from_json(known["cost"]) if known else \
+            cost_of(session, engine, description, digest, padded, tuple(told["buckets"]))
         self._session = session
         self._inputs = tuple((p.name, p.datatype) for p in description.inputs)
         self._outputs = tuple((p.name, p.datatype) for p in description.outputs)

@@ -1,0 +1,185 @@
+"""The incident: an engine tuned at batch 32, cameras that send frames one by one; found, mended, served as promised.
+
+    python examples/incident/run.py [--seconds 10] [--out FOLDER]
+
+Builds a small convolutional network at batch 32, promises what a benchmark at that shape says, serves it to cameras
+that send single frames, and records them. Then `ingot diagnose` says why it is slow, `ingot recommend` what to do; the
+engine is built for the recorded traffic and served again. Writes incident.md and incident.svg.
+"""
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+import ingot
+from ingot.bench import measure
+from ingot.runtime.host import host_target
+from ingot.serve.load import Loader, request_bytes
+
+SIDE, CHANNELS, LAYERS = 112, 64, 4
+
+
+def network() -> bytes:
+    """Frames of bytes [N, 3, 112, 112] to ten scores: four 3x3 convolutions, then the mean."""
+    random = np.random.default_rng(0)
+    nodes = [helper.make_node("Cast", ["frame"], ["v0"], to=TensorProto.FLOAT)]
+    weights = []
+    for i in range(LAYERS):
+        into = 3 if i == 0 else CHANNELS
+        w = (random.standard_normal((CHANNELS, into, 3, 3)) / np.sqrt(9 * into)).astype(np.float32)
+        weights.append(numpy_helper.from_array(w, f"w{i}"))
+        nodes += [helper.make_node("Conv", [f"v{i}", f"w{i}"], [f"c{i}"], pads=[1, 1, 1, 1]),
+                  helper.make_node("Relu", [f"c{i}"], [f"v{i + 1}"])]
+    weights.append(numpy_helper.from_array(random.standard_normal((CHANNELS, 10)).astype(np.float32), "head"))
+    nodes += [helper.make_node("GlobalAveragePool", [f"v{LAYERS}"], ["mean"]),
+              helper.make_node("Flatten", ["mean"], ["flat"]), helper.make_node("MatMul", ["flat", "head"], ["scores"])]
+    graph = helper.make_graph(
+        nodes, "camera", [helper.make_tensor_value_info("frame", TensorProto.UINT8, ["N", 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 10])], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def ingot_says(*words: str) -> Any:
+    """What a command of Ingot prints as JSON."""
+    command = [sys.executable, "-m", "ingot", *words, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"ingot {' '.join(words)} failed:\n{done.stdout}\n{done.stderr}")
+    return json.loads(done.stdout)
+
+
+def promised(path: Path, rows: int, seconds: float) -> float:
+    """Milliseconds per frame in a bare loop at this batch."""
+    session = ingot.Session(ingot.load(path))
+    frames = np.random.default_rng(0).integers(0, 256, (rows, 3, SIDE, SIDE)).astype(np.uint8)
+    taken = measure(lambda: session.run({"frame": frames}), seconds)
+    return 1e3 * float(np.median(taken)) / rows
+
+
+@contextmanager
+def server(models: Path, *options: str) -> Iterator[dict[str, str]]:
+    """A server of the folder, ready."""
+    process = subprocess.Popen([sys.executable, "-m", "ingot", "serve", str(models), "--http-port", "0", "--grpc-port",
+                                "0", "--json", *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        places: dict[str, str] = json.loads(process.stdout.readline())      # type: ignore[union-attr]
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://{places['http']}/readyz", timeout=5):
+                    break
+            except urllib.error.HTTPError:
+                time.sleep(0.1)
+        yield places
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def served(at: str, cameras: int, seconds: float) -> tuple[float, float]:
+    """(milliseconds per frame, median milliseconds a camera waits), each camera sending frame by frame."""
+    random = np.random.default_rng(1)
+    frames = [request_bytes("camera", {"frame": ("UINT8", random.integers(0, 256, (1, 3, SIDE, SIDE), np.uint8))})
+              for _ in range(8)]
+    outcome = asyncio.run(Loader(at, frames).closed_loop(cameras, seconds))
+    if outcome.errors:
+        raise SystemExit(f"frames were refused: {outcome.errors}")
+    return 1e3 / outcome.rate, 1e3 * outcome.quantile(0.5)
+
+
+def plot(rows: list[dict[str, Any]]) -> str:
+    """Promised and served, before and after, as SVG."""
+    most = max(max(r["promised_fps"], r["served_fps"]) for r in rows)
+    size = 'width="560" height="210" font-family="sans-serif" font-size="13"'
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size}>',
+             '<text x="10" y="20">frames per second: promised by the benchmark, and served</text>']
+    y = 36
+    for row in rows:
+        for kind, colour in (("promised", "#9aa5b1"), ("served", "#3b82c4")):
+            value = row[f"{kind}_fps"]
+            parts += [f'<text x="150" y="{y + 14}" text-anchor="end">{row["name"]}, {kind}</text>',
+                      f'<rect x="160" y="{y}" width="{330 * value / most:.1f}" height="18" fill="{colour}"/>',
+                      f'<text x="{166 + 330 * value / most:.1f}" y="{y + 14}">{value:.1f}</text>']
+            y += 22
+        parts.append(f'<text x="160" y="{y + 13}">served / promised: {row["ratio"]:.2f}</text>')
+        y += 34
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def main() -> None:
+    """The whole story."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=10, help="of each measurement under load")
+    parser.add_argument("--cameras", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=Path("."))
+    parser.add_argument("--budget", default="60", help="seconds of tuning per build")
+    told = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+
+    def row(name: str, shape: str, promise: float, found: tuple[float, float]) -> None:
+        rows.append({"name": name, "tuned": shape, "promised_ms": promise, "served_ms": found[0], "waits_ms": found[1],
+                     "promised_fps": 1e3 / promise, "served_fps": 1e3 / found[0], "ratio": promise / found[0]})
+        print(f"{name}: {promise:.2f} ms per frame promised at {shape}, {found[0]:.2f} ms served "
+              f"({rows[-1]['ratio']:.2f} of the promise)", flush=True)
+
+    with tempfile.TemporaryDirectory() as text:
+        work = Path(text)
+        (work / "camera.onnx").write_bytes(network())
+        folder = work / "models" / "camera"
+        folder.mkdir(parents=True)
+        engine, record = folder / "model.ingot", work / "traffic.jsonl"
+        shape = f"32..32..32x3x{SIDE}x{SIDE}"
+        ingot_says("build", str(work / "camera.onnx"), "-o", str(engine), "--shapes", f"frame:{shape}",
+                   "--budget", told.budget, "--no-verify")
+        promise = promised(engine, 32, told.seconds / 2)
+        (folder / "config.yaml").write_text("batching: none\n")
+        with server(work / "models", "--record", str(record)) as places:
+            row("the incident", "batch 32", promise, served(places["grpc"], told.cameras, told.seconds))
+            findings = ingot_says("diagnose", "camera", "--at", places["http"])["findings"]
+        for finding in findings:
+            print(f"  {finding['suspect']}: {finding['verdict']}. {finding['measured']}")
+        advice = ingot_says("recommend", str(record), str(engine), "--p99", "200ms", "-o", str(folder / "config.yaml"))
+        print(f"  recommended on paper with this engine: {advice['config'].split()}")
+        ingot_says("build", str(work / "camera.onnx"), "-o", str(engine), "--profile-from", str(record),
+                   "--budget", told.budget)
+        advice = ingot_says("recommend", str(record), str(engine), "--p99", "200ms", "-o", str(folder / "config.yaml"))
+        print(f"  recommended with the engine built for the traffic: {advice['config'].split()}")
+        tuned = int(advice["points"][0])
+        promise = promised(engine, tuned, told.seconds / 2)
+        with server(work / "models") as places:
+            row("mended", f"batch {tuned}", promise, served(places["grpc"], told.cameras, told.seconds))
+    target = host_target()
+    head = ("", "tuned for", "promised ms per frame", "served ms per frame", "frames/s promised", "frames/s served",
+            "served / promised")
+    lines = ["# The incident: promised and served", "",
+             f"{target.device}, {target.threads} threads, {time.strftime('%Y-%m-%d')};",
+             f"{told.cameras} cameras, each sending single frames one after another.", "",
+             f"| {' | '.join(head)} |", "|---|---|---:|---:|---:|---:|---:|"]
+    lines += [f"| {r['name']} | {r['tuned']} | {r['promised_ms']:.2f} | {r['served_ms']:.2f} | {r['promised_fps']:.1f} "
+              f"| {r['served_fps']:.1f} | {r['ratio']:.2f} |" for r in rows]
+    lines += ["", "What `ingot diagnose` said before:", "",
+              *(f"- {f['suspect']}: {f['verdict']}. {f['measured']}." for f in findings)]
+    told.out.mkdir(parents=True, exist_ok=True)
+    (told.out / "incident.md").write_text("\n".join(lines) + "\n")
+    (told.out / "incident.svg").write_text(plot(rows))
+    (told.out / "incident.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
