@@ -1,7 +1,7 @@
 """GFLOP/s of every convolution of a model, layer by layer, for each tactic's points: the table kernels are tuned by.
 
-    python benchmarks/conv_layers.py resnet50 --batch 1 --threads 2 [--points 3] [--only 3x3] [--all]
-    python benchmarks/conv_layers.py resnet50 --table       # Markdown: one and two threads, batch 1 and 8
+    python -m benchmarks.conv_layers resnet50 --batch 1 --threads 2 [--points 3] [--only 3x3] [--all]
+    python -m benchmarks.conv_layers resnet50 --table       # Markdown: one and two threads, batch 1 and 8
 """
 from __future__ import annotations
 

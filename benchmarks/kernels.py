@@ -1,6 +1,6 @@
 """Products and attention beside the machine's peak: GFLOP/s of each point of a kernel's space, on 1 and more threads.
 
-    PYTHONPATH=src python benchmarks/kernels.py [--isa avx2] [--threads 1,2] [--best] [NAME ...]
+    PYTHONPATH=src python -m benchmarks.kernels [--isa avx2] [--threads 1,2] [--best] [NAME ...]
 
 A name picks the shapes whose name contains it. The peak is that of a loop of multiply-adds on registers alone
 (`ingot.bench.limits`), the best seen: on a shared machine it is met in quiet moments only, as any figure here. A kernel
@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from peak import peak_gflops
 
+from ingot.bench.limits import peak_gflops
 from ingot.graph import evaluate, parse
 from ingot.kernels import Kernel, Params, Site, Tactic, able
 from ingot.lower import lower

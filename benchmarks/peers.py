@@ -28,7 +28,7 @@ import numpy as np
 
 import ingot
 from benchmarks.report import plot, precision_of, table
-from benchmarks.zoo import MODELS, ZOO, Entry
+from benchmarks.zoo import MODELS, MORE, ZOO, Entry
 from ingot.bench import (
     Peer,
     alternate_blocks,
@@ -124,7 +124,7 @@ def memory_of(runtime: str, entry: Entry, path: Path, batch: int, arguments: arg
 def main() -> None:
     """Measure, print, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(ZOO))
+    parser.add_argument("--models", nargs="*", default=[*MODELS, *MORE], choices=list(ZOO))
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 8])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=8.0, help="per model and batch, all runtimes together")

@@ -1,6 +1,6 @@
 """Two processes, eight threads each, running sessions of one engine for minutes: every result right, memory flat.
 
-    python benchmarks/soak.py model.ingot --seconds 300
+    python -m benchmarks.soak model.ingot --seconds 300
 
 Each thread draws one of a few prepared inputs (of several batch sizes where an axis is dynamic), runs it on one of
 the process's sessions, and compares the result with the one a session alone gave at the start: to the bit when a run

@@ -1,6 +1,6 @@
 """The models Ingot is measured on: built with seeded weights, exported to ONNX with a dynamic batch.
 
-    python benchmarks/zoo.py resnet18 minilm --out models
+    python -m benchmarks.zoo resnet18 minilm --out models
 
 All but MiniLM carry random weights, drawn so that logits are of order one and depend on the input: what is measured
 is speed and agreement, not accuracy. MiniLM has the real weights of sentence-transformers/all-MiniLM-L6-v2 (package
@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, BertConfig, BertModel, ViTConfig, ViTForImageClassification
+
+from benchmarks.networks import ConvNext, EfficientNet, MBConv, Swin, UNet, Whisper, Yolo
 
 SEQUENCE = 128
 
@@ -115,6 +117,8 @@ def _convolutional(model: nn.Module, side: int) -> nn.Module:
     for m in model.modules():       # as in trained networks, a block adds less than it is given: rounding does not grow
         if isinstance(m, (Residual, Inverted)):
             nn.init.uniform_(m.branch[-1][1].weight, 0.1, 0.5)
+        elif isinstance(m, MBConv):
+            nn.init.uniform_(m.narrow[1].weight, 0.1, 0.5)
     with torch.no_grad():
         model.train()(torch.randn(4, 3, side, side))
     for m in model.modules():
@@ -203,6 +207,7 @@ class Entry:
     shape: tuple[int, ...]                  # of every input, without the batch
     outputs: tuple[str, ...] = ("logits",)
     gmac: float = 0.0                       # 1e9 multiply-adds per item; 0: not counted
+    traced: bool = False                    # the newer exporter cannot export it
 
     def module(self, seed: int = 0) -> nn.Module:
         """The PyTorch module in eval mode; the same weights every time."""
@@ -224,8 +229,9 @@ class Entry:
     def export(self, path: Path, *, dynamo: bool = True) -> Path:
         """Write the model to an ONNX file (weights inside), its batch a symbol named `batch`.
 
-        `dynamo=False` takes PyTorch's older exporter, which traces.
+        `dynamo=False` takes PyTorch's older exporter, which traces; so does a model the newer one cannot export.
         """
+        dynamo = dynamo and not self.traced
         path.parent.mkdir(parents=True, exist_ok=True)
         partial, example = path.with_suffix(".partial"), tuple(map(torch.from_numpy, self.feeds(2).values()))
         if dynamo:
@@ -253,6 +259,12 @@ ZOO: dict[str, Entry] = {e.name: e for e in (
     Entry("vit_b16", lambda: _transformer(Vit()), IMAGE, _SIDE, gmac=17.56),
     Entry("bert_base", lambda: _transformer(Bert()), TOKENS, _TEXT, _HIDDEN, 11.17),
     Entry("minilm", MiniLm, TOKENS, _TEXT, ("sentence",), 1.434),
+    Entry("efficientnet_b0", lambda: _convolutional(EfficientNet(), 96), IMAGE, _SIDE, gmac=0.386),
+    Entry("yolo", lambda: _convolutional(Yolo(), 96), IMAGE, (3, 320, 320), gmac=1.0),
+    Entry("unet", lambda: _convolutional(UNet(), 64), IMAGE, (3, 256, 256), gmac=12.07),
+    Entry("convnext_t", lambda: _transformer(ConvNext()), IMAGE, _SIDE, gmac=4.46),
+    Entry("swin_t", lambda: _transformer(Swin()), IMAGE, _SIDE, gmac=4.35, traced=True),
+    Entry("whisper_tiny", lambda: _transformer(Whisper()), IMAGE, (80, 3000), ("hidden",), 11.56),
     # small ones, for tests: the same ops in the same order, fewer of them
     Entry("resnet18_small", lambda: _convolutional(ResNet((1, 1, 1, 1), False, 16), 64), IMAGE, _SMALL),
     Entry("resnet50_small", lambda: _convolutional(ResNet((1, 1, 1, 1), True, 16), 64), IMAGE, _SMALL),
@@ -260,6 +272,7 @@ ZOO: dict[str, Entry] = {e.name: e for e in (
     Entry("vit_small", lambda: _transformer(Vit(1, 64, 96)), IMAGE, _SMALL),
     Entry("bert_small", lambda: _transformer(Bert(1, 96)), TOKENS, _TEXT, _HIDDEN))}
 MODELS = ("resnet18", "resnet50", "mobilenetv2", "vit_b16", "bert_base", "minilm")
+MORE = ("efficientnet_b0", "yolo", "unet", "convnext_t", "swin_t", "whisper_tiny")
 
 
 def export(name: str, folder: Path | str, *, dynamo: bool = True, force: bool = False) -> Path:
