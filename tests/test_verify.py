@@ -286,3 +286,19 @@ def test_an_exact_build_has_exact_kernels():
     graph = parse(CONV, infer)
     engine = ingot.build(graph, options=ingot.BuildOptions(tune=False, exact=True))
     assert is_exact(ingot.Session(engine).variant)
+
+
+def test_an_original_that_loses_a_nan_in_a_comparison_is_told_apart_from_the_reference():
+    """Some runtimes' max drops a NaN that ours keeps; the reference's does not."""
+    graph = parse("symbol N: 1..2..8\ninput x: f32[N,2,8,8]\n"
+                  "y = MaxPool(x) {'kernel_shape': (2, 2), 'strides': (2, 2)}\nreturn y", infer)
+
+    def losing(feeds):
+        x = np.where(np.isnan(feeds["x"]), np.float32(-np.inf), feeds["x"])
+        return run_graph(graph, {"x": x})
+
+    def ours(feeds):
+        return run_graph(graph, feeds)
+
+    assert verify(ours, original_from(losing, graph), graph).passed
+    assert not verify(losing, reference_original(graph), graph).passed

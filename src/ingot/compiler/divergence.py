@@ -20,7 +20,10 @@ def divergence(engine: Engine, variant: Variant, optimized: Graph, probe: Probe,
     `optimized` is the graph the variant's program was lowered from.
     """
     program = lower(optimized, variant.target)
-    written = tuple(dict.fromkeys(w for x in program.launches for w in x.writes if w in optimized.types))
+    # what was written between the elements of something else cannot be told from it afterwards
+    written = tuple(dict.fromkeys(w for x in program.launches
+                                  for w, o in zip(filter(None, x.writes), x.site.outputs, strict=True)
+                                  if w in optimized.types and o.strides is None))
 
     def run(names: tuple[str, ...]) -> Mapping[str, np.ndarray]:
         kept = tuple(dict.fromkeys((*program.outputs, *names)))

@@ -85,10 +85,10 @@ class _Lowering:
             return False
         x = self._dense(node.inputs[0])
         base = self.types[x]
-        steps = dense_strides(base.shape)
+        steps = dense_strides(base.physical)
         for value, axis, start in pieces:
-            shape, offset = self.types[value].shape, start * steps[axis] * base.dtype.nbytes
-            self.views[value] = View(x, offset)
+            shape = self.types[value].shape
+            self.views[value] = View(x, _in_units(base, axis, start) * steps[axis] * base.dtype.nbytes)
             if any(d != 1 for d in shape[:axis]):
                 end = start + shape[axis]
                 attrs = (("axes", (axis,)), ("ends", (end,)), ("starts", (start,)))
@@ -99,7 +99,7 @@ class _Lowering:
 
     def _pieces(self, node: Node) -> list[tuple[str, int, Dim]] | None:
         """(output, axis, start) of each piece of a Split or one-axis Slice, if it is one."""
-        if node.op not in ("Split", "Slice") or self.types[node.inputs[0]].layout:
+        if node.op not in ("Split", "Slice") or _channels_last(self.types[node.inputs[0]]):
             return None
         shape = self.types[node.inputs[0]].shape
         if node.op == "Split":
@@ -126,14 +126,16 @@ class _Lowering:
 
     def _as_concat(self, node: Node) -> bool:
         """Concat: parts are written where they belong, by their producers when those can, else copied there."""
-        if node.op != "Concat" or self.types[node.output].layout:
+        if node.op != "Concat" or _channels_last(self.types[node.output]):
             return False
-        out, shape = node.output, self.types[node.output].shape
-        axis = int(node.attrs["axis"]) % len(shape)  # type: ignore[call-overload]
-        contiguous = all(d == 1 for d in shape[:axis])
-        steps, at, parts = dense_strides(shape), 0, []
+        out, type_ = node.output, self.types[node.output]
+        axis = int(node.attrs["axis"]) % type_.rank  # type: ignore[call-overload]
+        contiguous = all(d == 1 for d in type_.shape[:axis])
+        steps = dense_strides(type_.physical)
+        at: Dim = 0
+        parts: list[tuple[str, Dim]] = []
         for value in node.inputs:
-            parts.append((value, at * steps[axis] * self.types[out].dtype.nbytes))
+            parts.append((value, _in_units(type_, axis, at) * steps[axis] * type_.dtype.nbytes))
             at = at + self.types[value].shape[axis]
         plans = [self._redirect(value, None if contiguous else steps, node.inputs.count(value)) for value, _ in parts]
         if not contiguous and not any(plans):
@@ -365,6 +367,15 @@ def _with_alignment(program: Program) -> Program:
         outputs = tuple(marked(o, v) for o, v in zip(x.site.outputs, x.writes, strict=True))
         launches.append(replace(x, site=replace(x.site, inputs=inputs, outputs=outputs)))
     return replace(program, launches=tuple(launches))
+
+
+def _channels_last(type_: TensorType) -> bool:
+    return bool(type_.layout) and not type_.block
+
+
+def _in_units(type_: TensorType, axis: int, at: Dim) -> Dim:
+    """A place along an axis in units of the physical axis: channels count in blocks, and parts begin with one."""
+    return at // type_.block if type_.block and axis == 1 else at
 
 
 def _same_bytes(a: TensorType, b: TensorType) -> bool:

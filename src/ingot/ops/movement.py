@@ -6,7 +6,19 @@ from collections.abc import Mapping
 from ingot.graph import Dim, TensorType, evaluate, product
 from ingot.ops.op import REQUIRED, Attrs, Op, Types, declare
 from ingot.ops.samples import f32, f64, i64, scalar
-from ingot.ops.shapes import axes_of, axis_of, broadcast, dims, given, integer, ints, same_dim, same_dtype, word
+from ingot.ops.shapes import (
+    axes_of,
+    axis_of,
+    broadcast,
+    dims,
+    given,
+    integer,
+    ints,
+    joined_layout,
+    same_dim,
+    same_dtype,
+    word,
+)
 
 
 def _reshape(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
@@ -110,10 +122,14 @@ def _concat(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
         total = total + t.shape[axis]
         shape = [d if i == axis else same_dim(d, t.shape[i], f"axis {i} of the parts") for i, d in enumerate(shape)]
     shape[axis] = total
-    return (TensorType(same_dtype(types), tuple(shape)),)
+    return (TensorType(same_dtype(types), tuple(shape), joined_layout(types, axis)),)
 
 
-declare(Op("Concat", "the parts one after another along the axis", ("x*",), _concat, {"axis": REQUIRED}, samples=(
+declare(Op("Concat", "the parts one after another along the axis", ("x*",), _concat, {"axis": REQUIRED}, blocked=True,
+           samples=(
+    ((f32(2, 16, 3, 5, layout="c16"), f32(2, 19, 3, 5, layout="c16")), {"axis": 1}),
+    ((f32(2, 19, 3, 5, layout="c16"), f32(2, 19, 3, 2, layout="c16")), {"axis": 3}),
+    ((f32(1, 24, 7, layout="c8"), f32(1, 8, 7, layout="c8")), {"axis": 1}),
     ((f32(2, 3), f32(2, 5)), {"axis": 1}), ((f32(2, 3), f32(4, 3), f32(1, 3)), {"axis": 0}),
     ((f32(2, 3, 5, 7), f32(2, 9, 5, 7)), {"axis": 1}), ((f32(2, 3, 4), f32(2, 3, 1)), {"axis": -1}),
     ((i64(3), i64(1)), {"axis": 0}), ((f32(2, 3),), {"axis": 0}), ((f32(1, 1, 64), f32(1, 196, 64)), {"axis": 1}))))
@@ -141,11 +157,16 @@ def split_sizes(x: TensorType, attrs: Attrs, outputs: int) -> tuple[Dim, ...]:
 def _split(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
     x = given(types[0])
     axis = axis_of(integer(attrs, "axis"), x.rank)
-    return tuple(TensorType(x.dtype, (*x.shape[:axis], s, *x.shape[axis + 1:])) for s in split_sizes(x, attrs, outputs))
+    parts = tuple(TensorType(x.dtype, (*x.shape[:axis], s, *x.shape[axis + 1:]), x.layout)
+                  for s in split_sizes(x, attrs, outputs))
+    joined_layout(parts, axis)
+    return parts
 
 
 declare(Op("Split", "pieces along the axis, of the given sizes or equal", ("x",), _split,
-           {"split": None, "axis": 0, "num_outputs": None}, promoted={1: "split"}, outputs=-1, samples=(
+           {"split": None, "axis": 0, "num_outputs": None}, promoted={1: "split"}, outputs=-1, blocked=True, samples=(
+    ((f32(2, 40, 3, 5, layout="c16"),), {"axis": 1, "split": (16, 24)}),
+    ((f32(2, 19, 6, 5, layout="c16"),), {"axis": 2, "split": (2, 4)}),
     ((f32(6, 5),), {"split": (2, 4)}), ((f32(2, 9, 3),), {"axis": 1, "split": (3, 1, 5)}),
     ((f32(4, 7),), {"axis": -1, "num_outputs": 2}), ((f32(2, 5, 96),), {"axis": 2, "split": (32, 32, 32)}))))
 

@@ -1,8 +1,9 @@
 """Let convolutions work on blocked channels (a CPU) or on channels last (a GPU), from end to end.
 
 A convolution that is worth it gets the attribute `layout` ("c16" with AVX-512, "c8" with AVX2): its result lies in
-blocks of that many channels. Pointwise ops, pooling and resizing pass the layout on; a Reorder stands only where a
-blocked value meets an op that takes plain ones, or a plain value a chain of blocked ones.
+blocks of that many channels. Pointwise ops, pooling and resizing pass the layout on, and so do Concat and Split where
+parts end with a block; a Reorder stands only where a blocked value meets an op that takes plain ones, or a plain value
+a chain of blocked ones.
 
 What is worth it: an f32 convolution of rank 3 to 5 with a constant weight, at least half a block of output channels,
 and one group, or one channel per group, or groups of whole blocks; and another such convolution that it reaches
@@ -33,6 +34,7 @@ Served = frozenset[DType]
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "ConvInteger"})
 TO_PLAIN = frozenset({"GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"})
 PASS_ON = frozenset({"MaxPool", "AveragePool", "LpPool", "Resize"})
+JOINTS = frozenset({"Concat", "Split"})
 
 
 def block_of(target: Target) -> int:
@@ -87,13 +89,15 @@ def unfit(graph: Graph, node: Node, block: int) -> str | None:
     return None
 
 
-def _carries(graph: Graph, node: Node, value: str, served: Served) -> bool:
-    """Whether a node takes a blocked `value` as one that gives its result its layout."""
+def _carries(graph: Graph, node: Node, value: str, served: Served, block: int) -> bool:
+    """Whether a node takes a blocked `value` as one that gives its results its layout; `block` is 0 for nhwc."""
     op, x = OPS.get(node.op), graph.types[value]
     if op is None or not op.blocked or x.dtype not in served or x.rank < 3 or node.op in CONVOLUTIONS:
         return False
     if node.op in TO_PLAIN:
         return value == node.inputs[0]
+    if node.op in JOINTS:
+        return bool(block) and _joins(graph, node, block)
     if len(node.outputs) > 1:
         return False
     out = graph.types[node.output]
@@ -103,6 +107,18 @@ def _carries(graph: Graph, node: Node, value: str, served: Served) -> bool:
         floats = x.dtype in FLOATS      # no kernel pools integers in blocks
         return floats and node.op in PASS_ON and value == node.inputs[0] and out.shape[0] == x.shape[0]
     return all(_operand(graph, i, out, served) for i in node.inputs if i)
+
+
+def _joins(graph: Graph, node: Node, block: int) -> bool:
+    """Whether the parts of a Concat or Split of f32 can lie in blocks side by side."""
+    whole, parts = (node.output, node.inputs) if node.op == "Concat" else (node.inputs[0], node.outputs)
+    types = [graph.types[v] for v in parts if v]
+    if len(types) != len(parts) or any(v in graph.constants for v in parts) or any(t.dtype != F32 for t in types):
+        return False
+    axis = int(str(attribute(node, "axis"))) % graph.types[whole].rank
+    channels = [t.shape[1] for t in types]
+    return all(isinstance(c, int) for c in channels) and (
+        axis != 1 or all(isinstance(c, int) and c % block == 0 for c in channels[:-1]))
 
 
 def _operand(graph: Graph, value: str, out: TensorType, served: Served) -> bool:
@@ -117,7 +133,7 @@ def _operand(graph: Graph, value: str, out: TensorType, served: Served) -> bool:
     return t.size == 1 or (t.rank == out.rank and t.shape[1] == out.shape[1])
 
 
-def _chains(graph: Graph, fits: Sequence[Node], served: Served = BLOCKED) -> dict[int, int]:
+def _chains(graph: Graph, fits: Sequence[Node], block: int, served: Served = BLOCKED) -> dict[int, int]:
     """Convolution that fits (by id) -> how many such convolutions its chain of blocked ops has."""
     parent: dict[str, str] = {}
 
@@ -130,8 +146,8 @@ def _chains(graph: Graph, fits: Sequence[Node], served: Served = BLOCKED) -> dic
     for node in graph.nodes:
         if id(node) in ids:
             parent[root(node.inputs[0])] = root(node.output)
-        elif any(_carries(graph, node, i, served) for i in node.inputs if i):
-            for value in node.inputs:
+        elif any(_carries(graph, node, i, served, block) for i in node.inputs if i):
+            for value in (*node.inputs, *node.outputs):
                 if value and value not in graph.constants and node.op not in TO_PLAIN:
                     parent[root(value)] = root(node.output)
     count: dict[str, int] = {}
@@ -148,7 +164,7 @@ def _fitting(graph: Graph, block: int) -> list[Node]:
 def why_not(graph: Graph, node: Node) -> str | None:
     """None if the convolution would be blocked (blocks of 16), else why it stays plain."""
     reason = unfit(graph, node, 16)
-    if reason is None and _chains(graph, _fitting(graph, 16))[id(node)] < 2:
+    if reason is None and _chains(graph, _fitting(graph, 16), 16)[id(node)] < 2:
         return "no other blocked convolution is reached from it: the Reorders would cost more than it gains"
     return reason
 
@@ -191,11 +207,12 @@ class _Places:
         self.nodes.append(node)
 
     def place(self, node: Node, inputs: tuple[str, ...], layout: str, attrs: Mapping[str, object]) -> None:
-        """Put a node whose first output lies in `layout`."""
-        first = node.output
-        name = self.fresh(f"{first}.{layout}") if layout and first in self.graph.outputs else first
-        self.put(replace(node, inputs=inputs, outputs=(name, *node.outputs[1:]), attrs=MappingProxyType(dict(attrs))))
-        self.names[first] = {layout: name}
+        """Put a node whose first output (of a Split: all of them) lies in `layout`."""
+        laid = node.outputs if node.op in JOINTS else node.outputs[:1]
+        names = [self.fresh(f"{v}.{layout}") if layout and v in self.graph.outputs else v for v in laid]
+        self.put(replace(node, inputs=inputs, outputs=(*names, *node.outputs[len(laid):]),
+                         attrs=MappingProxyType(dict(attrs))))
+        self.names.update((v, {layout: name}) for v, name in zip(laid, names, strict=True))
 
 
 @graph_pass(after=(merge_duplicates,), why_not=why_not)
@@ -204,7 +221,7 @@ def choose_layout(graph: Graph, target: Target) -> Graph:
     block, last = block_of(target), target.kind == "cuda"
     fits = [n for n in graph.nodes if unfit_last(graph, n) is None] if last else _fitting(graph, block) if block else []
     served = FLOATS if last else BLOCKED
-    chains = _chains(graph, fits, served)
+    chains = _chains(graph, fits, block, served)
     least = 1 if last else 2
     if not any(count >= least for count in chains.values()):
         return graph
@@ -214,7 +231,7 @@ def choose_layout(graph: Graph, target: Target) -> Graph:
         if chains.get(id(node), 0) >= least:
             _convolution(at, node, layout, FEW if last else block)
         elif (carried := [i for i in node.inputs if i and at.blocked(i)]) and any(
-                _carries(graph, node, i, served) for i in carried):
+                _carries(graph, node, i, served, block) for i in carried):
             _carrier(at, node, layout)
         else:
             inputs = tuple(at.get(i, "") if i else "" for i in node.inputs)
@@ -240,7 +257,7 @@ def _carrier(at: _Places, node: Node, layout: str) -> None:
         if not value:
             inputs.append(value)
             continue
-        beside = not OPS[node.op].pointwise and value != node.inputs[0]
+        beside = not OPS[node.op].pointwise and node.op not in JOINTS and value != node.inputs[0]
         lies_plain = beside or value in graph.constants or graph.types[value].size == 1
         inputs.append(at.get(value, "" if lies_plain else layout))
     at.place(node, tuple(inputs), "" if node.op in TO_PLAIN else layout, node.attrs)

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ingot.graph import Dim, TensorType, dense_strides
 from ingot.kernels.codegen import Code, Value, isa_of
-from ingot.kernels.tactic import Kernel, Params, Site, Tactic
+from ingot.kernels.tactic import Kernel, Operand, Params, Site, Tactic
 from ingot.kernels.x86.nest import Nest, Side, View
 from ingot.kernels.x86.transpose import BITS, declines_movement, moved_as
 from ingot.ops import OPS, dims, slices_of, split_sizes
@@ -122,6 +122,39 @@ PLANS: Mapping[str, Planner] = {
 }
 
 
+def _physical(site: Site) -> Site | str:
+    """The same copy between plain tensors of the operands' physical shapes, or why there is none."""
+    types = [o.type for o in (*site.inputs, *site.outputs)]
+    layout = types[0].layout
+    if all(not t.layout for t in types):
+        return site
+    if any(t.layout != layout for t in types) or not types[0].block:
+        return "copies need one layout, plain or blocked"
+    attrs, block = site.attrs, types[0].block
+    if site.op in ("Concat", "Split"):
+        axis = axis_of(integer({**OPS[site.op].attrs, **attrs}, "axis"), types[0].rank)
+        attrs = {"axis": axis}
+        if site.op == "Split":
+            attrs["split"] = tuple(o.type.physical[axis] for o in site.outputs)
+    elif site.op == "Slice":
+        axes, starts, steps = (dims(attrs, k) for k in ("axes", "starts", "steps"))
+        if axes is None or starts is None or len(axes) != 1 or any(s != 1 for s in steps or ()):
+            return "a blocked slice of several axes, or with steps"
+        axis, start = int(str(axes[0])), starts[0]
+        if axis == 1 and (not isinstance(start, int) or start % block):
+            return "a slice that begins inside a block"
+        start = start // block if axis == 1 else start
+        attrs = {"axes": axes, "starts": (start,), "ends": (start + site.output.physical[axis],)}
+    elif site.op != "Identity":
+        return f"{site.op} takes the plain layout"
+
+    def plain(operand: Operand) -> Operand:
+        return replace(operand, type=TensorType(operand.type.dtype, operand.type.physical))
+
+    step = replace(site.step, attrs=tuple(sorted(attrs.items())), types=tuple(plain(o).type for o in site.outputs))
+    return replace(site, steps=(step,), inputs=tuple(map(plain, site.inputs)), outputs=tuple(map(plain, site.outputs)))
+
+
 class Copies(Tactic):
     """One loop nest per piece."""
 
@@ -130,8 +163,8 @@ class Copies(Tactic):
     def declines(self, site: Site, target: Target) -> str | None:
         if site.op not in PLANS:
             return f"{site.op} is no copy"
-        if any(o.type.layout for o in (*site.inputs, *site.outputs)):
-            return "copies need the plain layout"
+        if isinstance(found := _physical(site), str):
+            return found
         if site.op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze") and site.inputs[0].strides is not None:
             return "needs a dense input"
         return declines_movement(site)
@@ -139,8 +172,10 @@ class Copies(Tactic):
     def emit(self, site: Site, params: Params, target: Target) -> Kernel:
         code = Code(isa_of(target), site.symbols)
         name = f"copy_{site.key}"
+        plain = _physical(site)
+        assert not isinstance(plain, str)       # declined
         with code.function(name):
-            for copy in PLANS[site.op](site, {**OPS[site.op].attrs, **site.attrs}):
+            for copy in PLANS[site.op](plain, {**OPS[site.op].attrs, **plain.attrs}):
                 element = moved_as(site.outputs[copy.output])
                 source = Side(code.buffer(copy.input), element, copy.source)
                 result = Side(code.buffer(len(site.inputs) + copy.output), element, copy.result)
