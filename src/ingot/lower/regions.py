@@ -137,30 +137,47 @@ class _Lowering:
         for value in node.inputs:
             parts.append((value, _in_units(type_, axis, at) * steps[axis] * type_.dtype.nbytes))
             at = at + self.types[value].shape[axis]
-        plans = [self._redirect(value, None if contiguous else steps, node.inputs.count(value)) for value, _ in parts]
-        if not contiguous and not any(plans):
+        rows = None if contiguous else steps
+        if rows and not type_.layout and not any(self._redirect(v, rows, node.inputs.count(v)) for v in node.inputs):
             return False
-        for (value, offset), plan in zip(parts, plans, strict=True):
-            if plan is not None:
-                index, root = plan
-                site = self.launches[index].site
-                if not contiguous:
-                    outputs = (replace(site.outputs[0], strides=steps),)
-                    self.launches[index] = replace(self.launches[index], site=replace(site, outputs=outputs))
-                    self.strides[root] = steps
-                self.views[root] = View(out, offset)
+        start: Dim = 0
+        for value, offset in parts:
+            size = self.types[value].shape[axis]
+            # one after another: what writes this part may read the one before
+            if (plan := self._redirect(value, rows, node.inputs.count(value))) is None:
+                self._copied(value, out, offset, rows, node.origin)
             else:
-                part = f"{out}:{len(self.views)}"
-                self.types[part] = self.types[value]
-                self.views[part] = View(out, offset)
-                step = Step("Identity", (0,), (), (self.types[value],))
-                self._launch((step,), (self._dense(value),), (part,), node.origin,
-                             out_strides=None if contiguous else steps)
+                root, rewritten = plan
+                for index, launch in rewritten.items():
+                    self.launches[index] = launch
+                if rows:
+                    attrs = (("axes", (axis,)), ("ends", (start + size,)), ("starts", (start,)))
+                    self.strides[root] = steps
+                    self.sources[root] = Step("Slice", (0,), attrs, (self.types[root],)), out
+                self.views[root] = View(out, offset)
+            start = start + size
         self._finish([node])
         return True
 
-    def _redirect(self, value: str, steps: tuple[Dim, ...] | None, times: int) -> tuple[int, str] | None:
-        """The launch that can write `value` straight into a larger buffer, if there is one."""
+    def _copied(self, value: str, out: str, offset: Dim, steps: tuple[Dim, ...] | None,
+                origin: tuple[str, ...]) -> None:
+        """Copy a value to its place in a larger buffer, from where it lies if a tactic can."""
+        part, type_ = f"{out}:{len(self.views)}", self.types[value]
+        self.types[part] = type_
+        self.views[part] = View(out, offset)
+        step = Step("Identity", (0,), (), (type_,))
+        if value in self.strides:
+            site = Site((step,), (Operand(type_, self.strides[value]),), (Operand(type_, steps),))
+            if not able(self._with_symbols(site), self.target)[0]:
+                value = self._dense(value)
+        self._launch((step,), (value,), (part,), origin, out_strides=steps)
+
+    def _redirect(self, value: str, steps: tuple[Dim, ...] | None, times: int) -> tuple[str, dict[int, Launch]] | None:
+        """What lies where `value` lies and can be written straight into a larger buffer, with the launches changed.
+
+        Where the buffer has rows of other things between (`steps`), whoever reads the value already must be able to
+        read it from there.
+        """
         root = value
         while root in self.views and self.views[root].offset == 0 and root not in self.strides and (
                 self.types[self.views[root].base].nbytes == self.types[root].nbytes):
@@ -168,12 +185,24 @@ class _Lowering:
         if root in self.views or root not in self.writer or times > 1 or root in self.graph.outputs:
             return None
         if steps is None:
-            return self.writer[root], root
-        launch = self.launches[self.writer[root]]
-        if root != value or self.graph.uses[value] > 1 or not launch.native:
+            return root, {}
+        if root != value or any(w.base == root for w in self.views.values()):
             return None
-        site = replace(launch.site, outputs=(replace(launch.site.outputs[0], strides=steps),))
-        return (self.writer[root], root) if able(site, self.target)[0] else None
+        changed: dict[int, Launch] = {}
+        for index, launch in enumerate(self.launches):
+            if value not in (*launch.reads, *launch.writes):
+                continue
+            if not launch.native:
+                return None
+            outputs = tuple(replace(o, strides=steps) if w == value else o
+                            for o, w in zip(launch.site.outputs, filter(None, launch.writes), strict=True))
+            inputs = tuple(replace(o, strides=steps) if r == value else o
+                           for o, r in zip(launch.site.inputs, launch.reads, strict=True))
+            site = self._with_symbols(replace(launch.site, inputs=inputs, outputs=outputs))
+            if not able(site, self.target)[0]:
+                return None
+            changed[index] = replace(launch, site=site)
+        return root, changed
 
     # --- regions ------------------------------------------------------------------------------------------------
 
@@ -307,7 +336,7 @@ class _Lowering:
 
     def _launch(self, steps: tuple[Step, ...], reads: tuple[str, ...], writes: tuple[str, ...],
                 origin: tuple[str, ...], out_strides: tuple[Dim, ...] | None = None) -> None:
-        inputs = tuple(Operand(self.types[v], None, v in self.graph.constants) for v in reads)
+        inputs = tuple(Operand(self.types[v], self.strides.get(v), v in self.graph.constants) for v in reads)
         outputs = tuple(Operand(self.types[v], out_strides) for v in writes)
         site = self._with_symbols(Site(steps, inputs, outputs))
         willing, reasons = able(site, self.target)
