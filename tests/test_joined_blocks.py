@@ -10,7 +10,6 @@ from ingot.ops import infer
 from ingot.ops.reference import run_graph
 from ingot.runtime.host import host_target
 
-
 C2F = """
     symbol N: 1..1..4
     input x: f32[N,3,12,12]
