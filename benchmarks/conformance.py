@@ -160,11 +160,16 @@ def _read(logs: Iterable[Path]) -> dict[str, Case]:
     return found
 
 
+def _missing(names: Iterable[str], folder: Path) -> list[str]:
+    found = _read(folder.glob("*.jsonl"))
+    return [n for n in names if n not in found]
+
+
 def run_suite(names: list[str], folder: Path, jobs: int, limit: int) -> dict[str, Case]:
     """Every named case, in `jobs` processes; goes on where an earlier call in the same folder was stopped."""
     logs = [folder / f"{k}.jsonl" for k in range(jobs)]
     begun = time.monotonic()
-    while missing := [n for n in names if n not in _read(folder.glob("*.jsonl"))]:
+    while missing := _missing(names, folder):
         workers = []
         for k, log in enumerate(logs):
             if part := missing[k::jobs]:
@@ -174,7 +179,7 @@ def run_suite(names: list[str], folder: Path, jobs: int, limit: int) -> dict[str
                                                  str(log), "--limit", str(limit)], cwd=REPOSITORY))
         for w in workers:
             w.wait()
-        if len([n for n in names if n not in _read(folder.glob("*.jsonl"))]) == len(missing):
+        if _missing(names, folder) == missing:
             raise SystemExit("the workers make no progress")
     print(f"{len(names)} cases in {time.monotonic() - begun:.0f} s with {jobs} processes", flush=True)
     found = _read(folder.glob("*.jsonl"))
@@ -206,7 +211,8 @@ def page(result: Mapping[str, Any]) -> str:
     lines = ["# Conformance", "",
              "Written by `python -m benchmarks.conformance` from `benchmarks/results/conformance.json`: every case of",
              "`onnx.backend.test` through the whole pipeline (build without a race, engine file, session), judged by",
-             "the suite's own comparison. A skip would count as a failure; there is none.", "",
+             "the suite's own comparison. A skip would count as a failure; there is none. A case is compiled where all",
+             "that computes ran on kernels: control flow walks compiled subgraphs, sequences are lists of arrays.", "",
              (f"onnx {result['onnx']}, {result['date']}: **{_share(len(right), len(suite))}** pass, "
               f"**{_share(len(compiled), len(suite))}** wholly on compiled kernels; of the light models, "
               f"{_share(sum(c['passed'] for c in cases if c['kind'] == 'real'), len(cases) - len(suite))} pass."), "",

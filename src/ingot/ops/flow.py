@@ -16,7 +16,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from ingot.errors import IngotError, InputError, ModelError, UnsupportedError
-from ingot.graph import Call, Flow, Graph, Node, Part, TensorType, data_symbol
+from ingot.graph import Call, Flow, Graph, Node, Part, TensorType, data_symbol, dtype_from_numpy
 from ingot.ops.fallback import attribute_protos
 from ingot.ops.op import OPS
 from ingot.ops.reference import bindings_from, evaluate, run_graph
@@ -259,6 +259,9 @@ def late_on_reference(node: Node, arrays: Sequence[np.ndarray | None]) -> list[V
 
 def specialised(call: Call, given: Sequence[np.ndarray | None]) -> tuple[Node, list[np.ndarray | None]]:
     """A late call as a node of a graph: shape-like operands have become attributes; and the operands that are left."""
+    if call.node.op == "CastLike" and given[1] is not None:
+        to = MappingProxyType({**call.node.attrs, "to": dtype_from_numpy(given[1].dtype).name})
+        return replace(call.node, op="Cast", inputs=call.node.inputs[:1], attrs=to), [given[0]]
     promoted, attrs = OPS[call.node.op].promoted, dict(call.node.attrs)
     names, arrays = [], []
     for k, (name, array) in enumerate(zip(call.node.inputs, given, strict=True)):

@@ -315,6 +315,10 @@ class Reader:
                 item.op, item.inputs = "Cast", item.inputs[:1]
                 item.attrs["to"] = like.dtype.name
         names = tuple(filter(None, item.outputs))
+        if item.op == "CastLike":
+            self.call(Call(Node(item.op, tuple(item.inputs), tuple(item.outputs), item.attrs, origin), "", OPSET, True,
+                           "what to cast to is not known before the model runs"))
+            return
         if item.op not in OPS:
             self.call(Call(Node(item.op, tuple(item.inputs), tuple(item.outputs), item.attrs, origin), "", self.opset,
                            why="no kernel knows it"))
@@ -350,7 +354,7 @@ class Reader:
     def call(self, call: Call) -> None:
         """Enter a call. Raises UnsupportedError where nobody knows the op."""
         node = call.node
-        attrs = onnx_attributes(node) if call.late else dict(node.attrs)
+        attrs = onnx_attributes(node) if call.late and node.op in OPS else dict(node.attrs)
         if not call.late and not call.flows and (call.domain or node.op not in LISTS):
             evaluator(call, [bool(n) for n in node.inputs])
         types = [self.build.types.get(v) for v in node.inputs]

@@ -15,19 +15,42 @@ from ingot.graph import DTYPES, Dim, Symbol, parse_dim
 from ingot.ops import OPSET
 
 MOST_NODES = 1 << 20    # nodes a model may unfold to
+# ops that no kernel serves, and whose definition in ONNX is a function of ops that have kernels
+WRITTEN_OUT = frozenset({("ai.onnx.preview", "FlexAttention"), ("", "AffineGrid"), ("", "BlackmanWindow"),
+                         ("", "HammingWindow"), ("", "HannWindow")})
 STANDARD = ("", "ai.onnx")
 
 
 def inlined(source: Source) -> onnx.ModelProto:
-    """The model with its functions inlined. Raises ModelError."""
-    if not source.model.functions:
-        return source.model
-    _expanded(source.model)
-    try:
-        return inliner.inline_local_functions(source.model)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        raise ModelError("the model's functions cannot be inlined", why=(str(error),),
-                         mend="check the model with onnx.checker, and export it again") from None
+    """The model with its functions inlined, and the ops that only their definition serves. Raises ModelError."""
+    model = source.model
+    if model.functions:
+        _expanded(model)
+        try:
+            model = inliner.inline_local_functions(model)
+        except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+            raise ModelError("the model's functions cannot be inlined", why=(str(error),),
+                             mend="check the model with onnx.checker, and export it again") from None
+    if wanted := sorted({(n.domain, n.op_type) for n in model.graph.node} & WRITTEN_OUT):
+        try:
+            return inliner.inline_selected_functions(_defaults_said(model), wanted, False, True)
+        except (RuntimeError, ValueError, onnx.checker.ValidationError):
+            return model            # the nodes are told of, or run as calls, where they stand
+    return model
+
+
+def _defaults_said(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which the nodes to be written out have every attribute: the inliner does not know defaults."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    opsets = {o.domain: o.version for o in model.opset_import}
+    for node in made.graph.node:
+        if (node.domain, node.op_type) in WRITTEN_OUT:
+            schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, OPSET), node.domain)
+            given = {a.name for a in node.attribute}
+            node.attribute.extend(a.default_value for name, a in schema.attributes.items()
+                                  if name not in given and a.default_value.name)
+    return made
 
 
 def _expanded(model: onnx.ModelProto) -> int:
