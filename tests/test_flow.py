@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 import ingot
 from ingot import BuildOptions
@@ -16,6 +17,7 @@ from ingot.errors import InputError, ModelError, UnsupportedError, VerifyError
 from ingot.frontend import read
 from ingot.graph import Flow
 from ingot.ops.flow import reference_flow
+from ingot.ops.selection import non_max_suppression
 
 pytestmark = pytest.mark.cpu
 F, I64, B = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -235,3 +237,23 @@ def test_a_flow_prints_as_one_graph_and_knows_its_pieces():
     assert isinstance(flow, Flow)
     assert [c.op for c in flow.calls] == ["NonZero"] and len(flow.parts) == 2
     assert {n.op for n in flow.graph.nodes} >= {"NonZero", "MatMul", "Gather"}
+
+
+@pytest.mark.parametrize("centred", [0, 1])
+@pytest.mark.parametrize("threshold", [None, 0.3])
+def test_suppression_in_arrays_selects_what_the_reference_does(centred: int, threshold: float | None):
+    rng = np.random.default_rng(3)
+    boxes = rng.uniform(0, 1, (2, 60, 4)).astype(np.float32)
+    boxes[0, 7] = boxes[0, 3]
+    boxes[1, :, 2:] *= 0.2
+    scores = np.round(rng.uniform(0, 1, (2, 3, 60)), 2).astype(np.float32)     # with ties
+    given = [boxes, scores, np.array([9]), np.array([0.35], np.float32),
+             None if threshold is None else np.array([threshold], np.float32)]
+    names = ["b", "s", "n", "i", *(["t"] if threshold is not None else [])]
+    node = helper.make_node("NonMaxSuppression", names, ["y"], center_point_box=centred)
+    infos = [helper.make_empty_tensor_value_info(n) for n in names]
+    graph = helper.make_graph([node], "g", infos, [helper.make_empty_tensor_value_info("y")])
+    made = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)]))
+    wanted, = made.run(None, dict(zip(names, given, strict=False)))
+    got, = non_max_suppression(given, {"center_point_box": centred})
+    assert got.tolist() == np.asarray(wanted).tolist() and len(got) > 20

@@ -20,6 +20,7 @@ from ingot.graph import Call, Flow, Graph, Node, Part, TensorType, data_symbol, 
 from ingot.ops.fallback import attribute_protos
 from ingot.ops.op import OPS
 from ingot.ops.reference import bindings_from, evaluate, run_graph
+from ingot.ops.selection import SELECTIONS
 from ingot.ops.sequence import LISTS
 
 Value = Any             # an array, a list of values (a sequence), or None (an empty optional)
@@ -223,6 +224,8 @@ def evaluator(call: Call, there: Sequence[bool]) -> Any:
 
 def reference_call(call: Call, given: Sequence[Value]) -> list[Value]:
     """What onnx.reference makes of a call's operands (None: absent, or an empty optional)."""
+    if not call.domain and (own := SELECTIONS.get(call.node.op)) is not None:
+        return own(given, call.node.attrs)
     if call.late:
         return late_on_reference(*specialised(call, [None if v is None else np.asarray(v) for v in given]))
     return with_evaluator(evaluator(call, [bool(n) for n in call.node.inputs]), call, given)

@@ -26,11 +26,13 @@ from ingot.ops.flow import (
     empty,
     evaluator,
     late_on_reference,
+    reference_call,
     reference_part,
     run_flow,
     specialised,
     with_evaluator,
 )
+from ingot.ops.selection import SELECTIONS
 from ingot.passes import optimize
 from ingot.runtime.feeds import as_array, bind, ordered
 from ingot.target import Target
@@ -134,6 +136,8 @@ class Driver:
         if call.late and all(v is None or isinstance(v, (np.ndarray, np.generic)) for v in given):
             return self._compiled(call, late, [None if v is None else np.asarray(v) for v in given])
         self.referenced.add(call.op)
+        if not call.domain and call.node.op in SELECTIONS:
+            return reference_call(call, given)
         with self._lock:
             if late.reference is None:
                 late.reference = evaluator(call, [bool(n) for n in call.node.inputs])
