@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import ingot
 from ingot import BuildOptions
+from ingot.cli import main
 from ingot.engine import Engine
 from ingot.errors import InputError, ModelError, UnsupportedError, VerifyError
 from ingot.frontend import read
@@ -257,3 +259,36 @@ def test_suppression_in_arrays_selects_what_the_reference_does(centred: int, thr
     wanted, = made.run(None, dict(zip(names, given, strict=False)))
     got, = non_max_suppression(given, {"center_point_box": centred})
     assert got.tolist() == np.asarray(wanted).tolist() and len(got) > 20
+
+
+def test_the_command_line_takes_models_in_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    onnx.save(_selecting(), tmp_path / "m.onnx")
+    model, engine = str(tmp_path / "m.onnx"), str(tmp_path / "m.ingot")
+    assert main(["build", model, "-o", engine, "--no-tune"]) == 0
+    assert main(["inspect", engine]) == 0
+    told = capsys.readouterr().out
+    assert "NonZero" in told and "on the slow reference path" in told
+    assert main(["check", model, engine]) == 0
+    assert main(["run", engine]) == 0
+    assert main(["inspect", model]) == 0
+
+
+class Selecting(torch.nn.Module):
+    """Rows that a mask picks: torch's exporter writes NonZero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x[x[:, 0] > 0])
+
+
+def test_a_module_that_selects_by_data_is_built_and_verified():
+    torch.manual_seed(0)
+    module = Selecting().eval()
+    engine = ingot.build(module, (torch.randn(9, 8),), options=QUICK)
+    assert engine.flow is not None and engine.verdict["passed"]
+    x = _rows(9, 4)
+    (got,) = ingot.Session(engine).run(x).values()
+    np.testing.assert_allclose(got, module(torch.from_numpy(x)).detach().numpy(), rtol=1e-4, atol=1e-5)

@@ -57,11 +57,10 @@ from ingot.compiler.gpu import merged, short_feeds
 from ingot.compiler.intake import Extras
 from ingot.compiler.options import BuildOptions
 from ingot.compiler.sensitivity import write_plan as plan_to_file
-from ingot.engine import Engine, Variant, opened, read_engine, write_engine
+from ingot.engine import Engine, Variant, joint, opened, read_engine, write_engine
 from ingot.env import read
 from ingot.errors import IngotError, InputError, InternalError, VerifyError
-from ingot.frontend import load as load_graph
-from ingot.frontend import parse_shapes
+from ingot.frontend import parse_shapes, picture
 from ingot.frontend.preprocess import RECIPES
 from ingot.graph import show
 from ingot.quantize import read_calibration, write_calibration
@@ -216,7 +215,8 @@ def build(
     engine, tuned = merged(read_engine(into), made.engine) if into else made.engine, made.tuning
     write_engine(engine, output)
     seconds = time.perf_counter() - begin
-    variant = opened(engine.variants[0])
+    variant = joint(engine.flow, [opened(p.variants[0]) for p in engine.parts]) if engine.flow else \
+        opened(engine.variants[0])
     document = {"engine": str(output), "seconds": seconds, "stages": dict(made.seconds),
                 "bytes": output.stat().st_size, "verdict": dict(engine.verdict), "plan": _plan(variant),
                 "race": {"raced": tuned.raced, "cached": tuned.cached, "untuned": tuned.untuned,
@@ -454,6 +454,8 @@ def check(
 
 def _shown(engine: Engine) -> Variant:
     """The variant that would run here; of an engine that has none for this machine, the first."""
+    if engine.flow is not None:
+        return joint(engine.flow, [_shown(p) for p in engine.parts])
     host = host_target()
     on_gpu = has_cuda(engine) and found_driver() is not None
     found = None if on_gpu else engine.variant_for(host)
@@ -483,7 +485,7 @@ def inspect(
         if race or memory:
             raise InputError(f"{path} is a model: nothing has been raced or planned yet",
                              mend=f"ingot build {path}, and inspect the engine")
-        loaded = load_graph(str(path), parse_shapes(shapes or []))
+        loaded = picture(str(path), parse_shapes(shapes or []))
         parts.append(f"model {path.name}: {len(loaded.nodes)} nodes, {len(loaded.constants)} constants\n" + "\n".join(
             [f"input  {v}: {loaded.types[v]}" for v in loaded.inputs]
             + [f"output {v}: {loaded.types[v]}" for v in loaded.outputs]

@@ -14,7 +14,7 @@ from ingot.compiler.gpu import short_feeds, wide_results
 from ingot.compiler.intake import Extras
 from ingot.engine import Engine, is_exact
 from ingot.errors import InputError
-from ingot.frontend import Source, load, source_from
+from ingot.frontend import Source, picture, source_from
 from ingot.frontend.preprocess import prefix_from
 from ingot.graph import Graph
 from ingot.ops.reference import run_graph
@@ -94,7 +94,7 @@ def _of_source(source: Source, graph: Graph) -> tuple[Graph, Original]:
 def _of_onnx(original: Any, graph: Graph, against: str) -> tuple[Graph, Original]:
     ranges = {v: [d if isinstance(d, int) else graph.symbols.get(str(d), str(d)) for d in graph.types[v].shape]
               for v in graph.inputs}
-    own = load(original, ranges)
+    own = picture(original, ranges)
     path = os.fspath(original) if isinstance(original, (str, os.PathLike)) else ""
     return own, original_from(against or None, own, path)
 

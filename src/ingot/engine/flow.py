@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from ingot.engine.engine import Variant
 from ingot.engine.serial import (
     Json,
     Reader,
@@ -18,6 +19,30 @@ from ingot.engine.serial import (
     value_to_json,
 )
 from ingot.graph import Call, Flow, Graph, Node, Part, Piece
+from ingot.kernels import Site, Step
+from ingot.lower import Launch, Program
+from ingot.plan import MemoryPlan
+from ingot.target import Target
+from ingot.tune import generator_version
+
+
+def joint(flow: Flow, variants: Sequence[Variant]) -> Variant:
+    """The variants of a flow's parts as one, to read: their launches in order, and the calls on the reference."""
+    launches = [x for v in variants for x in v.program.launches]
+    for call in flow.calls:
+        if not call.late and not call.flows:
+            site = Site((Step(call.op, ()),), (), ())
+            launches.append(Launch(site, call.reads, call.writes, call.node.origin, False, (call.why,)))
+    picture = flow.graph
+    program = Program(flow.inputs, flow.outputs, tuple(launches), {}, {}, picture.types, flow.symbols)
+    plan = MemoryPlan(sum(v.plan.arena for v in variants), sum(v.plan.lower_bound for v in variants), {}, {},
+                      tuple(w for v in variants for w in v.plan.workspaces),
+                      tuple(n for v in variants for n in v.plan.live),
+                      max((v.plan.threads for v in variants), default=1))
+    choices = {k: c for v in variants for k, c in v.choices.items()}
+    packed = {(k, i): a for k, (i, a) in enumerate((i, a) for v in variants for (_, i), a in v.packed.items())}
+    return Variant(variants[0].target if variants else Target("x86", ""), generator_version(), program, choices, packed,
+                   plan)
 
 
 def flows_in(flow: Flow) -> Iterator[Flow]:

@@ -9,7 +9,7 @@ from typing import Any
 from ingot.errors import InputError, UnsupportedError
 from ingot.frontend.shapes import DEFAULT_PROFILE, ShapeSpec, is_shapes, parse_shapes
 from ingot.frontend.source import Alarm, Export, Source
-from ingot.graph import Flow, Graph
+from ingot.graph import Flow, Graph, Picture
 
 _TORCH_SUFFIXES = frozenset({".pt2", ".pt", ".pth", ".ts", ".torchscript", ".ckpt"})
 
@@ -54,12 +54,18 @@ def load(model: Any, shapes: Mapping[str, ShapeSpec] | None = None) -> Graph:
     return found
 
 
+def picture(model: Any, shapes: Mapping[str, ShapeSpec] | None = None) -> Graph:
+    """As `load`, and of a model that data decides the course of its picture as one graph: to look at, not to run."""
+    found = read(model, shapes)
+    return found.graph if isinstance(found, Flow) else found
+
+
 def read(model: Any, shapes: Mapping[str, ShapeSpec] | None = None) -> Graph | Flow:
     """As `load`; a model in which data decides a shape or the course comes as a flow of graphs and calls."""
     if isinstance(model, (Graph, Flow)):
         if shapes:
             raise InputError("shapes are given with a graph, which has its shapes already", mend="leave them out")
-        return model
+        return model.flow if isinstance(model, Picture) and model.flow is not None else model
     # onnx takes a while to import, and not every run needs it
     from ingot.frontend.onnx import flow_from_onnx
     if isinstance(model, (str, os.PathLike, bytes)) or type(model).__name__ == "ModelProto":
@@ -68,5 +74,5 @@ def read(model: Any, shapes: Mapping[str, ShapeSpec] | None = None) -> Graph | F
                      mend="give an .onnx file or a PyTorch module (ingot.build(module, example_inputs))")
 
 
-__all__ = ["DEFAULT_PROFILE", "Alarm", "Export", "ShapeSpec", "Source", "is_shapes", "load", "parse_shapes", "read",
-           "source_from"]
+__all__ = ["DEFAULT_PROFILE", "Alarm", "Export", "ShapeSpec", "Source", "is_shapes", "load", "parse_shapes",
+           "picture", "read", "source_from"]

@@ -104,7 +104,7 @@ class Flow:
                     yield from flow.walk()
 
     @property
-    def graph(self) -> Graph:
+    def graph(self) -> Picture:
         """The outermost pieces as one graph to read and to ask about; what has no type is shown as a number."""
         nodes: list[Node] = []
         constants = dict(self.constants)
@@ -120,8 +120,15 @@ class Flow:
                                   piece.node.origin))
         for value in (*self.inputs, *self.outputs, *(o for n in nodes for o in n.outputs if o)):
             types.setdefault(value, TensorType(F32, ()))
-        return Graph(self.inputs, self.outputs, tuple(nodes), MappingProxyType(constants), MappingProxyType(types),
-                     self.symbols)
+        return Picture(self.inputs, self.outputs, tuple(nodes), MappingProxyType(constants), MappingProxyType(types),
+                       self.symbols, self)
+
+
+@dataclass(frozen=True)
+class Picture(Graph):
+    """A flow as one graph: for reading. What it computes, the flow says."""
+
+    flow: Flow | None = None
 
 
 def data_symbol(dim: int | Expr) -> str | None:

@@ -16,7 +16,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from ingot.errors import IngotError, InputError, ModelError, UnsupportedError
-from ingot.graph import Call, Flow, Graph, Node, Part, TensorType, data_symbol, dtype_from_numpy
+from ingot.graph import Call, Flow, Graph, Node, Part, Picture, TensorType, data_symbol, dtype_from_numpy
 from ingot.ops.fallback import attribute_protos
 from ingot.ops.op import OPS
 from ingot.ops.reference import bindings_from, evaluate, run_graph
@@ -305,6 +305,13 @@ def reference_flow(flow: Flow, feeds: Mapping[str, Value]) -> dict[str, Value]:
     return dict(zip(flow.outputs, made, strict=True))
 
 
+def meaning(graph: Graph, feeds: Mapping[str, Value]) -> dict[str, Value]:
+    """The outputs of a graph by name, on the reference; of a picture, those of its flow."""
+    if isinstance(graph, Picture) and graph.flow is not None:
+        return reference_flow(graph.flow, feeds)
+    return run_graph(graph, feeds)
+
+
 def empty(part: Part, sizes: Sizes) -> bool:
     """Whether a size that data decides is 0 in a part: kernels are made for sizes of at least 1."""
     return any(sizes.get(s, 2) == 1 for s in part.graph.symbols if s.startswith(DATA_PREFIX))
@@ -313,6 +320,6 @@ def empty(part: Part, sizes: Sizes) -> bool:
 DATA_PREFIX = "data_"       # what the symbols of data-decided sizes are called
 
 __all__ = ["CONTROL", "DATA_PREFIX", "Scope", "Sizes", "Value", "begun", "empty", "evaluator",
-           "late_on_reference",
+           "late_on_reference", "meaning",
            "reference_call", "reference_flow", "run_flow", "specialised",
            "with_evaluator"]

@@ -1,4 +1,4 @@
-"""Ops whose results are as large as the data decides, in numpy: what onnx.reference does box by box, in whole arrays."""
+"""Ops whose results are as large as the data decides: what onnx.reference does box by box, in whole arrays."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ingot.engine import Engine, Variant
+from ingot.engine import Engine, Variant, joint
 from ingot.engine.variant import in_place_by
 from ingot.env import cache_folder, read
 from ingot.errors import EngineError, InternalError, UnsupportedError
@@ -55,6 +55,8 @@ class Session:
         if engine.flow is not None:
             self._driver = Driver(engine, engine.flow, here, lambda part: _part(part, here, threads, cache))
             self.threads = asked or here.threads
+            self.variant = joint(engine.flow, self._driver.variants)
+            self.plan = self.variant.plan
             _sessions.add(self)
             return
         chosen, check = (variant, None) if variant else engine.begin(here)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ingot.errors import InputError, UnsupportedError
 from ingot.graph import Graph
-from ingot.ops.reference import run_graph
+from ingot.ops.flow import meaning
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -29,7 +29,7 @@ def reference_original(graph: Graph) -> Original:
     """ONNX's own reference evaluator over the graph as it was loaded, before any pass."""
     def run(feeds: Mapping[str, np.ndarray]) -> Outputs:
         try:
-            return run_graph(graph, feeds)
+            return meaning(graph, feeds)
         except (ValueError, ArithmeticError, LookupError) as error:
             raise InputError(f"the reference evaluator cannot compute it: {error}", where="the original to verify "
                              "against", mend="give inputs the ops are defined for") from None
