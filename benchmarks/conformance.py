@@ -289,7 +289,9 @@ def main() -> int:
         result = {"onnx": version("onnx"), "date": datetime.now(UTC).date().isoformat(),
                   "seconds": round(sum(c.seconds for c in cases.values())),
                   "cases": [asdict(c) for c in cases.values()]}
-        RESULT.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+        rows = ",\n".join(json.dumps(asdict(c), sort_keys=True) for c in cases.values())
+        head = json.dumps({k: v for k, v in result.items() if k != "cases"}, sort_keys=True)
+        RESULT.write_text(f'{head[:-1]}, "cases": [\n{rows}\n]}}\n')
         PAGE.write_text(page(result))
     return 0
 
