@@ -22,7 +22,8 @@ SITES = {
     "cuda.matmul_tma": "product and Gelu", "cuda.matmul": "product and residual", "cuda.attention": ("Attention", 4),
     "cuda.normalize": ("LayerNormalization", 1), "cuda.reduce": ("ReduceMean", 3), "cuda.pointwise": ("Add", 2),
     "cuda.copy": ("Transpose", 1), "cuda.pool": ("MaxPool", 2), "cuda.resample": ("Resize", 4),
-    "cuda.pad": ("Pad", 1), "cuda.gather": ("Gather", 1), "cuda.one_hot": ("OneHot", 0), "cuda.fill": ("Trilu", 0)}
+    "cuda.pad": ("Pad", 1), "cuda.gather": ("Gather", 1), "cuda.one_hot": ("OneHot", 0), "cuda.fill": ("Trilu", 0),
+    "cuda.running": ("CumSum", 0), "cuda.topk": ("TopK", 0), "cuda.scatter": ("ScatterND", 1)}
 
 
 def site_for(name: str) -> Site:
@@ -30,7 +31,7 @@ def site_for(name: str) -> Site:
     if isinstance(where, str):
         return FORMS[where]
     site, given = site_of(where[0], OPS[where[0]].samples[where[1]])
-    return cuda_checks.as_dtype(site, given, F16)[0]
+    return site if name == "cuda.scatter" else cuda_checks.as_dtype(site, given, F16)[0]
 
 
 def check_kernel(kernel: CudaKernel) -> None:

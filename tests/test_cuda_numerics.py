@@ -15,7 +15,8 @@ pytest.importorskip("triton")
 POINTWISE = sorted(n for n, op in OPS.items() if op.pointwise)
 MOVING = ["Concat", "DepthToSpace", "Expand", "Gather", "GatherElements", "GatherND", "OneHot", "Pad", "Reorder",
           "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Tile", "Transpose", "Trilu", "ConstantOfShape",
-          "EyeLike", "Range"]
+          "EyeLike", "Range", "CumSum", "CumProd", "TopK", "ScatterElements", "ScatterND", "QuantizeLinear",
+          "DequantizeLinear"]
 ROWS = ["ArgMax", "ArgMin", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "GroupNormalization", "Hardmax",
         "InstanceNormalization", "LayerNormalization", "LogSoftmax", "LpNormalization", "MeanVarianceNormalization",
         "RMSNormalization", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",

@@ -3,6 +3,7 @@
 A target is `Target("cuda", isa="sm_90", ...)`; the feature "tf32" lets products of f32 use the matrix units' tf32 mode.
 Activations of convolutions lie channels last (layout "nhwc"); convolutions and movement take plain operands as well.
 """
+from ingot.kernels.cuda.along import Running, Scatter, TopK
 from ingot.kernels.cuda.attention import FlashAttention
 from ingot.kernels.cuda.base import CudaTactic, Drafts
 from ingot.kernels.cuda.conv import Convolution, Depthwise
@@ -33,6 +34,9 @@ TACTICS["cuda"] = (
     Gather(),
     OneHot(),
     Generated(),
+    Running(),
+    TopK(),
+    Scatter(),
 )
 
 __all__ = ["COUNTERS", "DATA", "WORKSPACE", "CudaKernel", "CudaLaunch", "CudaTactic", "Drafts", "Pointer", "Scalar",

@@ -14,10 +14,21 @@ from ingot.ops import OPS
 from ingot.target import Target
 
 
+QUANTISED = ("QuantizeLinear", "DequantizeLinear")
+
+
 def channel_vector(site: Site, index: int) -> bool:
     """Whether an operand is one value per channel of an op that names channels so (BatchNormalization)."""
     readers = [s for s in site.steps if index in s.inputs]
     return bool(readers) and all(s.op == "BatchNormalization" and s.inputs[0] != index for s in readers)
+
+
+def _quantised_axis(site: Site, index: int) -> int | None:
+    """The axis along which an operand gives scales or zero points, None for any other operand."""
+    readers = [s for s in site.steps if index in s.inputs]
+    if readers and all(s.op in QUANTISED and s.inputs[0] != index for s in readers):
+        return int(str(dict(readers[0].attrs).get("axis", 1)))
+    return None
 
 
 def spread(site: Site, index: int, shape: tuple[Dim, ...]) -> tuple[Dim, ...] | None:
@@ -25,8 +36,10 @@ def spread(site: Site, index: int, shape: tuple[Dim, ...]) -> tuple[Dim, ...] | 
     operand = site.inputs[index]
     t, steps = operand.type, logical_strides(operand)
     sizes = t.shape
-    if channel_vector(site, index):
-        sizes, steps = (*sizes, *(1,) * (len(shape) - 2)), (*steps, *(0,) * (len(shape) - 2))
+    axis = 1 if channel_vector(site, index) else _quantised_axis(site, index)
+    if axis is not None and t.rank == 1 and len(shape) > 1:
+        behind = len(shape) - 1 - axis % len(shape)
+        sizes, steps = (*sizes, *(1,) * behind), (*steps, *(0,) * behind)
     missing = len(shape) - len(sizes)
     if missing < 0:
         return None
@@ -49,7 +62,7 @@ class Pointwise(CudaTactic):
             return "a layout of blocks of channels"
         for step in site.steps:
             op = OPS.get(step.op)
-            if step.op != "BatchNormalization" and (op is None or not op.pointwise):
+            if step.op not in ("BatchNormalization", *QUANTISED) and (op is None or not op.pointwise):
                 return f"{step.op} is not pointwise"
             if step.types[0].shape != shape:
                 return f"{step.op} changes the shape"
