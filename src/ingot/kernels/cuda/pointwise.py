@@ -13,7 +13,6 @@ from ingot.kernels.x86.movement import PLANS, Copy
 from ingot.ops import OPS
 from ingot.target import Target
 
-
 QUANTISED = ("QuantizeLinear", "DequantizeLinear")
 
 
