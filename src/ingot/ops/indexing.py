@@ -117,7 +117,12 @@ def _grid(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
 
 declare(Op("GridSample", "x read at the grid's coordinates, interpolated", ("x", "grid"), _grid,
            {"align_corners": 0, "mode": "linear", "padding_mode": "zeros"}, samples=(
-    ((f32(1, 2, 5, 6), f32(1, 3, 4, 2)), {}), ((f32(1, 2, 5, 6), f32(1, 3, 4, 2)), {"mode": "nearest"}))))
+    ((f32(1, 2, 5, 6), f32(1, 3, 4, 2)), {}), ((f32(1, 2, 5, 6), f32(1, 3, 4, 2)), {"mode": "nearest"}),
+    *(((f32(2, 3, 5, 6), f32(2, 3, 4, 2)), {"mode": m, "padding_mode": p, "align_corners": a}) for m, p, a in (
+        ("linear", "border", 1), ("linear", "reflection", 0), ("cubic", "zeros", 0), ("cubic", "zeros", 1),
+        ("nearest", "reflection", 1), ("nearest", "border", 0))),
+    ((f32(1, 2, 3, 4, 5), f32(1, 2, 3, 2, 3)), {}),
+    ((f32(1, 2, 3, 4, 5), f32(1, 2, 3, 2, 3)), {"mode": "nearest", "align_corners": 1}))))
 
 
 def _tensor_scatter(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
@@ -139,4 +144,9 @@ def _roi(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
 declare(Op("RoiAlign", "regions of x pooled to one size", ("x", "rois", "batch_indices"), _roi,
            {"coordinate_transformation_mode": "half_pixel", "mode": "avg", "output_height": 1, "output_width": 1,
             "sampling_ratio": 0, "spatial_scale": 1.0}, samples=(
-    ((f32(1, 2, 8, 8), values(3, 4, low=0, high=7), indices(0, 1, 3)), {"output_height": 2, "output_width": 2}),)))
+    ((f32(1, 2, 8, 8), values(3, 4, low=0, high=7), indices(0, 1, 3)), {"output_height": 2, "output_width": 2}),
+    ((f32(2, 3, 8, 9), values(4, 4, low=-3, high=18), indices(0, 2, 4)), {
+        "output_height": 3, "output_width": 2, "sampling_ratio": 2, "spatial_scale": 0.5, "mode": "max",
+        "coordinate_transformation_mode": "output_half_pixel"}),
+    ((f32(2, 3, 8, 9), values(4, 4, low=-3, high=9), indices(0, 2, 4)), {
+        "output_height": 3, "output_width": 2, "coordinate_transformation_mode": "output_half_pixel"}))))

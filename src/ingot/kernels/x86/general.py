@@ -5,6 +5,7 @@ from ingot.kernels.x86.channels import LocalResponse
 from ingot.kernels.x86.einsum import Einsum
 from ingot.kernels.x86.fill import Fill, Nothing, Sizes, Triangle
 from ingot.kernels.x86.gather import Gather, GatherElements, GatherND, OneHot, Scatter
+from ingot.kernels.x86.linear_attention import LinearAttention
 from ingot.kernels.x86.movement import ConstantPad, Copies
 from ingot.kernels.x86.normalisation import GroupStatistics, RowNormalization
 from ingot.kernels.x86.pointwise import Pointwise
@@ -12,6 +13,7 @@ from ingot.kernels.x86.pooling import Pooling
 from ingot.kernels.x86.recurrent import Recurrent
 from ingot.kernels.x86.reduction import Reduction
 from ingot.kernels.x86.resample import Resampling
+from ingot.kernels.x86.sampling import GridSample, RoiAlign
 from ingot.kernels.x86.softmax import SoftmaxColumns, SoftmaxRows
 from ingot.kernels.x86.transpose import Reorder, Transpose
 
@@ -42,6 +44,9 @@ GENERAL: tuple[Tactic, ...] = (
     Sizes(),
     Einsum(),
     Recurrent(),
+    LinearAttention(),
+    GridSample(),
+    RoiAlign(),
     Fill(),
     Triangle(),
     Nothing(),
