@@ -56,7 +56,6 @@ class _Recurrent:
         self.hidden = int(str(site.inputs[1].type.shape[1]))
         self.width = self.hidden * GATES[self.kind]
         self.lanes = code.isa.lanes
-        self.steps, self.batch = (code.dim(d) for d in site.inputs[0].type.shape[:2])
         self.slots = (*site.step.inputs, *[None] * 7)[:7]
         self.clip = float(str(self.attrs["clip"] or 0.0))
         padded = -(-self.hidden // 16) * 16
@@ -65,6 +64,7 @@ class _Recurrent:
 
     def emit(self) -> None:
         code, count = self.code, len(self.site.inputs) + len(self.site.outputs)
+        self.steps, self.batch = (code.dim(d) for d in self.site.inputs[0].type.shape[:2])
         own = code.offset(code.buffer(count + 1), code.mul(code.thread, self.room))
         self.h, self.c, self.more, self.gates = (code.offset(own, k * self.padded) for k in range(4))
         with code.share(code.mul(self.batch, len(self.walks))) as task:
