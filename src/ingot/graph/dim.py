@@ -152,11 +152,21 @@ def _divided(a: Expr, b: int | Expr) -> int | Expr:
             if not whole:
                 return Expr((((Floor(Expr((((), left_over),)), b),), 1),))
             left_over = Expr((((), left_over),))
-        return _made(whole) + Expr((((Floor(left_over, b),), 1),))
+        return _made(whole) + _floor(left_over, b)
     if isinstance(b, Expr) and a == b:
         return 1
     if isinstance(b, Expr) and (quotient := _polynomial_quotient(a, b)) is not None:
         return quotient
+    return Expr((((Floor(a, b),), 1),))
+
+
+def _floor(a: Expr, b: int | Expr) -> int | Expr:
+    """a // b as an atom; a quotient divided again is one quotient: (n // c + k) // b == (n + k*c) // (c*b)."""
+    (names, factor), *others = a.terms
+    if isinstance(b, int) and b > 0 and len(names) == 1 and factor == 1 and isinstance(inner := names[0], Floor):
+        c = inner.denominator
+        if isinstance(c, int) and c > 0 and all(not m for m, _ in others):
+            return (inner.numerator + sum(f for _, f in others) * c) // (c * b)
     return Expr((((Floor(a, b),), 1),))
 
 

@@ -111,6 +111,6 @@ def _outside(program: Program, value: str, operand: Operand, sizes: Mapping[str,
     at = evaluate(offset, sizes)
     if min(shape, default=0) < 0 or min(steps, default=0) < 0 or at < 0:
         return f"'{value}' has a negative size"
-    if at + extent * operand.type.dtype.nbytes > bytes_at(type_, sizes):
+    if extent and at + extent * operand.type.dtype.nbytes > bytes_at(type_, sizes):
         return f"'{value}' reaches beyond '{root}'"
     return None
