@@ -34,7 +34,6 @@ class Architecture:
     sizes: tuple[Sizes, Sizes] = ({"batch": 2}, {"batch": 3})
     traced: bool = False                # exported by PyTorch's older exporter, which traces
     nodes: Mapping[Any, Callable[..., object]] = field(default_factory=dict)    # own ops, and the ONNX nodes they are
-    slow: bool = False                  # its test takes more than some seconds
     loose: float = 0.0                  # how far apart, relative, where rounding grows more than elsewhere
 
     def module(self, seed: int = 0) -> nn.Module:

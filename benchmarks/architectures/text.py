@@ -195,19 +195,19 @@ _STEP_RANGES: Mapping[str, Range] = {"batch": (1, 2, 4), "past": (1, 9, 40)}
 _CACHE = tuple(f"{k}_{i}" for i in range(2) for k in ("key", "value"))
 _TEXT: Mapping[str, Any] = {"axes": TEXT_AXES, "ranges": TEXT_RANGES, "sizes": TEXT_SIZES}
 TEXT = (
-    *(Architecture(n, _SOURCE, m, tokens(), slow=n != "bert", **_TEXT) for n, m in (
+    *(Architecture(n, _SOURCE, m, tokens(), **_TEXT) for n, m in (
         ("bert", bert), ("distilbert", distilbert), ("albert", albert), ("deberta", deberta), ("gpt2", gpt2))),
-    Architecture("minilm", "all-MiniLM-L6-v2, its real weights", MiniLm, _minilm_feed, slow=True, **{
+    Architecture("minilm", "all-MiniLM-L6-v2, its real weights", MiniLm, _minilm_feed, **{
         **_TEXT, "axes": {**TEXT_AXES, "token_type_ids": TEXT_AXES["input_ids"]}}),
-    Architecture("llama_prefill", _SOURCE, Prefill, tokens(), outputs=("logits", *_CACHE), slow=True, **_TEXT),
+    Architecture("llama_prefill", _SOURCE, Prefill, tokens(), outputs=("logits", *_CACHE), **_TEXT),
     Architecture("llama_step", _SOURCE, DecodeStep, _step, {
         "input_ids": {0: "batch"}, "attention_mask": {0: "batch", 1: "past + 1"},
         **{f"past_{k}": {0: "batch", 2: "past"} for k in range(4)}}, ("logits", *_CACHE), _STEP_RANGES,
         ({"batch": 2, "past": 9}, {"batch": 3, "past": 5})),
-    Architecture("t5_encoder", _SOURCE + TRACED, T5Encoder, tokens(), slow=True, traced=True, **_TEXT),
+    Architecture("t5_encoder", _SOURCE + TRACED, T5Encoder, tokens(), traced=True, **_TEXT),
     Architecture("t5_decoder", _SOURCE + TRACED, T5Decoder, _t5_feed, {
         "decoder_ids": {0: "batch", 1: "target"}, "states": {0: "batch", 1: "source"},
         "attention_mask": {0: "batch", 1: "source"}},
         ranges={"batch": (1, 2, 4), "source": (2, 11, 32), "target": (2, 6, 32)},
-        sizes=({"batch": 2, "source": 11, "target": 6}, {"batch": 3, "source": 5, "target": 8}), slow=True, traced=True),
+        sizes=({"batch": 2, "source": 11, "target": 6}, {"batch": 3, "source": 5, "target": 8}), traced=True),
     Architecture("mamba", "written out in PyTorch", lambda: settled(Mamba()), _series, {"x": {0: "batch"}}))

@@ -249,16 +249,16 @@ _ROI: dict[str, Any] = {
     "sizes": ({"batch": 2, "boxes": 6}, {"batch": 3, "boxes": 11})}
 VISION = (
     Architecture("vit", _SOURCE, vit, image(32), IMAGE_AXES),
-    Architecture("swin", _SOURCE + TRACED, swin, image(32), IMAGE_AXES, slow=True, traced=True),
-    Architecture("segformer", _SOURCE, segformer, image(64), IMAGE_AXES, slow=True),
+    Architecture("swin", _SOURCE + TRACED, swin, image(32), IMAGE_AXES, traced=True),
+    Architecture("segformer", _SOURCE, segformer, image(64), IMAGE_AXES),
     Architecture("clip", _SOURCE, Clip, _clip_feed, {
         "input_ids": {0: "texts", 1: "sequence"}, "attention_mask": {0: "texts", 1: "sequence"},
         "image": {0: "images"}}, ("fit", "text", "picture"),
         {"texts": (1, 3, 4), "images": (1, 2, 4), "sequence": TEXT_RANGES["sequence"]},
-        ({"texts": 3, "images": 2, "sequence": 12}, {"texts": 2, "images": 4, "sequence": 7}), slow=True),
-    Architecture("yolos", _SOURCE, yolos, image(48, 3, 32), IMAGE_AXES, ("logits", "boxes"), slow=True),
-    Architecture("detr", "written out in PyTorch", lambda: settled(Detr()), image(48), IMAGE_AXES, ("classes", "boxes"),
-                 slow=True),
+        ({"texts": 3, "images": 2, "sequence": 12}, {"texts": 2, "images": 4, "sequence": 7})),
+    Architecture("yolos", _SOURCE, yolos, image(48, 3, 32), IMAGE_AXES, ("logits", "boxes")),
+    Architecture("detr", "written out in PyTorch", lambda: settled(Detr()), image(48), IMAGE_AXES,
+                 ("classes", "boxes")),
     Architecture("yolo", "written out in PyTorch, NonMaxSuppression inside", lambda: settled(Yolo()), image(32),
                  IMAGE_AXES, ("chosen", "boxes"), nodes={_nms: _onnx_nms}),
     Architecture("roi_head", "written out in PyTorch, with RoiAlign", lambda: settled(RoiHead()), _roi_feed,
