@@ -17,6 +17,7 @@ from ingot.compiler.intake import Extras, Intake, take_in
 from ingot.compiler.options import BuildOptions
 from ingot.compiler.parts import check_options, flow_report, together, verified_flow
 from ingot.compiler.precision import FLOATS, Plan, lowered_precision
+from ingot.compiler.profiles import all_of, fitting, one_only, profiles_of
 from ingot.compiler.sensitivity import Metric
 from ingot.compiler.stages import Clock, Dump, race_text, refuse_reference, report
 from ingot.engine import Engine, Variant, graph_digest, is_exact, make_variant, read_engine, write_engine
@@ -32,7 +33,7 @@ from ingot.runtime.host import host_target
 from ingot.runtime.session import Session, code_cache
 from ingot.target import Target
 from ingot.tune import Progress, Tuning, TuningCache, generator_version, tune
-from ingot.verify import failing_probe, original_from, refuse, remembered, verify
+from ingot.verify import Verdict, failing_probe, original_from, refuse, remembered, verify
 
 _LOG = logging.getLogger("ingot")
 Feeds = Mapping[str, np.ndarray]
@@ -69,8 +70,9 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
 
     `model` is the path, bytes or proto of an ONNX model, or a `Graph`. `shapes` gives sizes and profiles per input,
     for example `{"input": "1..8..32x3x224x224"}`: right on the whole range, tuned at the middle number, planned for
-    the last. `inputs` are sets of arrays by name to verify on; by default they are generated. `original` is who
-    gives the right answers: None (the reference evaluator), "onnxruntime", a PyTorch module, or a callable.
+    the last. Several profiles, parted by "|" (`"1x8 | 2..16..64x8"`), are each tuned and planned for; a run takes the
+    one tuned nearest to its sizes. `inputs` are sets of arrays by name to verify on; by default they are generated.
+    `original` is who gives the right answers: None (the reference evaluator), "onnxruntime", a PyTorch module, or a callable.
 
     A PyTorch module, an exported program or a file of one is exported first, and every export is held against the
     module's own run; `example_inputs` is what it is called with, `dynamic` which axes may vary (True: the batch),
@@ -93,6 +95,8 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
         taken = take_in(model, shapes, options, Extras(example_inputs, dynamic, weights, opset, preprocess), inputs,
                         original)
         graph = taken.graph
+    if taken.flow is not None or options.target not in ("", "x86") or options.precision not in FLOATS:
+        one_only(shapes, "a build in parts, for a GPU or of integers")
     if taken.flow is not None:
         return _in_parts(taken.flow, target, options, dump, clock, progress, name or taken.name, model, taken)
     if options.target not in ("", "x86"):
@@ -107,11 +111,17 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
         graph = plan.graph
         if plan.chosen:                 # what the float model answers is in the plan's accuracy
             taken = replace(taken, graph=graph, original=None)
-    optimized, variant, tuned = _compiled(graph, target, options, dump, clock, progress)
-    engine = Engine(name or taken.name, graph, (variant,), report=plan.report() if plan else {})
+    profiles = profiles_of(graph, shapes)
+    each = [_compiled(p, target, options, dump, clock, progress) for p in profiles]
+    variants = tuple(variant for _, variant, _ in each)
+    engine = Engine(name or taken.name, graph, variants, report=plan.report() if plan else {})
     if options.verify:
         with clock("verify"):
-            engine = _verified(engine, variant, optimized, model, options, taken)
+            parts = [_verified(Engine(engine.name, p, (variant,)), variant, optimized, model, options,
+                               taken if len(profiles) == 1 else replace(taken, inputs=fitting(p, taken.inputs)))
+                     for p, (optimized, variant, _) in zip(profiles, each, strict=True)]
+            engine = replace(engine, verdict=all_of([Verdict.from_json(e.verdict) for e in parts]).to_json())
+    tuned = each[0][2] if len(each) == 1 else together([t for _, _, t in each])
     return Build(engine, dict(clock.seconds), tuned, plan)
 
 

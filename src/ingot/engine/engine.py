@@ -104,6 +104,14 @@ class Engine:
                     return variant.begun if isinstance(variant, Sealed) else (variant, _checked)
         return None, _checked
 
+    def profiles(self, first: Variant) -> tuple[Variant, ...]:
+        """The variants made with this one, for the same device: each has ranges of its own for the sizes of inputs.
+
+        Raises EngineError where one is damaged.
+        """
+        others = [v for v in self.variants if v.target == first.target and v.generator == first.generator]
+        return (first, *(o for v in others if (o := opened(v)) is not first))
+
     def declines(self, target: Target) -> str | None:
         """Why the engine has nothing tuned for this device, or None if it has."""
         if self.flow is not None:

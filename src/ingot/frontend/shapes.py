@@ -16,14 +16,18 @@ _MEND = "write, for example, input:1..8..32x3x224x224 or input:batch=1..8..32x3x
 
 
 def parse_shapes(texts: Iterable[str]) -> dict[str, str]:
-    """`["a:1..8x3", "b:5"]` as a mapping from input name to specification. Raises InputError."""
+    """`["a:1..8x3", "b:5"]` as a mapping from input name to specification. Raises InputError.
+
+    An input named several times has several profiles.
+    """
     found: dict[str, str] = {}
     for text in texts:
         name, colon, spec = text.rpartition(":")
         if not colon or not name:
             raise InputError(f"{text!r} does not say which input it is for", mend=_MEND)
         read_spec(spec)
-        found[name] = spec
+        found[name] = f"{found[name]}|{spec}" if name in found else spec     # again: another profile
+        read_spec(found[name])
     return found
 
 
@@ -37,10 +41,33 @@ def is_shapes(value: object) -> bool:
 def read_spec(spec: ShapeSpec) -> tuple[int | Symbol, ...]:
     """The axes of a specification: a number fixes the size, a range makes it a symbol (unnamed: the name is "?").
 
-    A range is min..max (tuned at max) or min..opt..max. Raises InputError.
+    A range is min..max (tuned at max) or min..opt..max. Profiles stand side by side, parted by "|"; the axes are then
+    those that hold them all, tuned as the first. Raises InputError.
     """
-    if not isinstance(spec, str):
-        return tuple(_axis(entry) for entry in spec)
+    first, *others = read_profiles(spec)
+    if any(len(o) != len(first) for o in others):
+        raise InputError(f"the profiles in {spec!r} differ in their number of axes", mend=_MEND)
+    return tuple(_hull(axes) for axes in zip(first, *others, strict=True))
+
+
+def read_profiles(spec: ShapeSpec) -> tuple[tuple[int | Symbol, ...], ...]:
+    """The axes of each profile of a specification; most have one. Raises InputError."""
+    if isinstance(spec, str):
+        return tuple(_read(part.strip()) for part in spec.split("|"))
+    return (tuple(_axis(entry) for entry in spec),)
+
+
+def _hull(axes: Sequence[int | Symbol]) -> int | Symbol:
+    """The range that holds all of these."""
+    first = axes[0]
+    if all(a == first for a in axes):
+        return first
+    ranges = [(a.min, a.opt, a.max) if isinstance(a, Symbol) else (a, a, a) for a in axes]
+    name = next((a.name for a in axes if isinstance(a, Symbol) and a.name != "?"), "?")
+    return Symbol(name, min(r[0] for r in ranges), ranges[0][1], max(r[2] for r in ranges))
+
+
+def _read(spec: str) -> tuple[int | Symbol, ...]:
     out: list[int | Symbol] = []
     at = 0
     while at < len(spec):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -139,3 +140,24 @@ def _solved(dim: Expr, size: int, symbol: Symbol, sizes: Mapping[str, int]) -> i
 def _misfit(name: str, axis: int, shape: tuple[int, ...], type_: TensorType, why: str) -> InputError:
     return InputError(f"the input '{name}' has shape {list(shape)}, the engine takes {type_}",
                       where=f"input '{name}', axis {axis}", why=(why,), mend="pass an array of that shape")
+
+
+def nearest(profiles: Sequence[Mapping[str, Symbol]], names: Sequence[str], types: Mapping[str, TensorType],
+            shapes: Sequence[tuple[int, ...]]) -> int:
+    """The profile that holds these input shapes and is tuned nearest to them. Raises InputError where none does."""
+    best: tuple[float, int] | None = None
+    refused: InputError | None = None
+    for k, symbols in enumerate(profiles):
+        try:
+            sizes = bind(names, types, symbols, shapes)
+        except InputError as error:
+            refused = refused or error
+            continue
+        far = sum(abs(math.log(max(n, 1) / symbols[s].opt)) for s, n in sizes.items())
+        best = min(best or (far, k), (far, k))
+    if best is not None:
+        return best[1]
+    told = refused or InputError("the engine has no profile")
+    raise InputError(told.what, where=told.where, mend="pass sizes of one of the profiles, or build with one for these",
+                     why=tuple(f"profile {k + 1}: {', '.join(map(str, symbols.values()))}"
+                               for k, symbols in enumerate(profiles)))

@@ -20,7 +20,7 @@ from ingot.kernels import Kernel, Operand
 from ingot.kernels.reference import from_physical, run_site, to_physical
 from ingot.plan import faults, plan_memory
 from ingot.runtime.compiler import CodeCache
-from ingot.runtime.feeds import as_array, bind, checked_out, ordered
+from ingot.runtime.feeds import as_array, bind, checked_out, nearest, ordered
 from ingot.runtime.flow import Driver
 from ingot.runtime.host import host_target
 from ingot.runtime.loader import load_codes
@@ -52,6 +52,7 @@ class Session:
         here = host_target(asked)
         self.engine = engine
         self._driver: Driver | None = None
+        self._profiles: tuple[Session, ...] = ()
         if engine.flow is not None:
             self._driver = Driver(engine, engine.flow, here, lambda part: _part(part, here, threads, cache))
             self.threads = asked or here.threads
@@ -64,6 +65,10 @@ class Session:
             raise EngineError(f"the engine '{engine.name}' was not built for this device", where=str(here),
                               why=(engine.declines(here) or "",),
                               mend="load it with ingot.load, which makes a default variant, or build it here")
+        self._profiles = () if variant else tuple(
+            Session(engine, threads, variant=other, cache=cache, kernels=kernels)
+            for other in engine.profiles(chosen)[1:])
+        self._near: dict[tuple[tuple[int, ...], ...], Session] = {}
         self.variant = chosen
         self.threads = asked or min(here.threads, chosen.target.threads)
         self._program = program = chosen.program
@@ -97,13 +102,15 @@ class Session:
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """What runs: one, or as many as the model has parts."""
-        return self._driver.variants if self._driver else (self.variant,)
+        """What runs: one, or as many as the model has parts or profiles."""
+        if self._driver:
+            return self._driver.variants
+        return (self.variant, *(p.variant for p in self._profiles))
 
     @property
     def arena(self) -> int:
         """Bytes of memory for intermediate values, of all parts together."""
-        return sum(v.plan.arena for v in self._driver.variants) if self._driver else self.plan.arena
+        return sum(v.plan.arena for v in self.variants) if self._driver or self._profiles else self.plan.arena
 
     @property
     def referenced(self) -> tuple[str, ...]:
@@ -134,7 +141,21 @@ class Session:
                 into[...] = made[name]
                 made[name] = into
             return made
-        return self._run(self._arrays(feeds), out)
+        arrays = self._arrays(feeds)
+        return self._tuned_for(arrays)._run(arrays, out)
+
+    def _tuned_for(self, arrays: Sequence[np.ndarray]) -> Session:
+        """Of several profiles, the one tuned nearest to these sizes. Raises InputError where none holds them."""
+        if not self._profiles:
+            return self
+        shapes = tuple([a.shape for a in arrays])
+        if (found := self._near.get(shapes)) is None:
+            if len(self._near) >= _BOUND:
+                self._near.clear()
+            every = (self, *self._profiles)
+            at = nearest([s._program.symbols for s in every], self._program.inputs, self._program.types, shapes)
+            found = self._near[shapes] = every[at]
+        return found
 
     def run_at(self, arrays: Sequence[np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:
         """The outputs in order, for inputs in order and the sizes of symbols that no input has."""
