@@ -72,7 +72,8 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
     for example `{"input": "1..8..32x3x224x224"}`: right on the whole range, tuned at the middle number, planned for
     the last. Several profiles, parted by "|" (`"1x8 | 2..16..64x8"`), are each tuned and planned for; a run takes the
     one tuned nearest to its sizes. `inputs` are sets of arrays by name to verify on; by default they are generated.
-    `original` is who gives the right answers: None (the reference evaluator), "onnxruntime", a PyTorch module, or a callable.
+    `original` is who gives the right answers: None (the reference evaluator), "onnxruntime", a PyTorch module, or a
+    callable.
 
     A PyTorch module, an exported program or a file of one is exported first, and every export is held against the
     module's own run; `example_inputs` is what it is called with, `dynamic` which axes may vary (True: the batch),

@@ -55,7 +55,7 @@ def one_only(shapes: Mapping[str, ShapeSpec] | None, what: str) -> None:
         raise UnsupportedError(f"{what} takes one profile", mend="give one range for each input")
 
 
-def fitting(graph: Graph, inputs: Sequence[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
+def fitting(graph: Graph, inputs: Sequence[Mapping[str, np.ndarray]]) -> tuple[Mapping[str, np.ndarray], ...]:
     """Those sets of inputs whose sizes lie in the graph's profile."""
     found = []
     for feeds in inputs:
@@ -64,7 +64,7 @@ def fitting(graph: Graph, inputs: Sequence[Mapping[str, np.ndarray]]) -> list[Ma
         except InputError:
             continue
         found.append(feeds)
-    return found
+    return tuple(found)
 
 
 def all_of(verdicts: Sequence[Verdict]) -> Verdict:
