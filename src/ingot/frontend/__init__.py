@@ -26,6 +26,10 @@ def source_from(model: Any, example_inputs: Any = None, dynamic: Any = None,
     if suffix in _TORCH_SUFFIXES or _is_from("torch", model):
         from ingot.frontend.torch import source_from_torch
         return source_from_torch(model, example_inputs, dynamic, shapes, checkpoint=weights, opset=opset)
+    saved = isinstance(model, (str, os.PathLike)) and (suffix == ".keras" or (Path(model) / "saved_model.pb").is_file())
+    if saved or _is_from("tensorflow", model) or _is_from("keras", model):
+        from ingot.frontend.tensorflow import source_from_tensorflow
+        return source_from_tensorflow(model, example_inputs, shapes, opset=opset)
     if _is_from("sklearn", model):
         from ingot.frontend.sklearn import source_from_sklearn
         return source_from_sklearn(model, example_inputs, shapes, opset=opset)
