@@ -81,6 +81,10 @@ def evaluate(node: Node, arrays: Sequence[np.ndarray | None], bindings: Bindings
         made = own(arrays, _bound(node, sizes))
         if made is not None:
             return made[:len(node.outputs)]
+    first = arrays[0] if arrays else None
+    if node.op in _STASHED and node.attrs.get("stash_type", 1) == 1 and first is not None and first.dtype.itemsize == 2:
+        wide = evaluate(node, [a if a is None else a.astype(np.float32) for a in arrays], bindings)
+        return [wide[0].astype(first.dtype), *wide[1:]]
     named = {name: array for name, array in zip(node.inputs, arrays, strict=True) if name}
     operands = [v.array(sizes) if isinstance(v, Promoted) else named.get(v) for v in onnx_inputs(node)]
     if node.op == "Attention" and node.attrs.get("is_causal"):
@@ -94,6 +98,8 @@ def evaluate(node: Node, arrays: Sequence[np.ndarray | None], bindings: Bindings
     return found
 
 
+# Their statistics are computed in f32 (stash_type 1), which onnx.reference does in the type of the input.
+_STASHED = frozenset({"LayerNormalization", "RMSNormalization", "GroupNormalization"})
 _OF_ITS_INPUT = frozenset({"ReduceL1", "ReduceProd", "ReduceSum", "ReduceSumSquare", "CumSum"})
 
 
