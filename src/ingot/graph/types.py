@@ -70,7 +70,7 @@ def dtype_from_numpy(dtype: np.dtype) -> DType:
     raise UnsupportedError(f"numpy dtype {dtype} has no counterpart", mend=f"convert to one of {', '.join(DTYPES)}")
 
 
-LAYOUTS = ("", "c8", "c16", "nhwc")
+LAYOUTS = ("", "c4", "c8", "c16", "nhwc")
 
 
 @dataclass(frozen=True, slots=True)

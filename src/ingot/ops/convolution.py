@@ -213,4 +213,6 @@ declare(Op("ConvInteger", "convolution of 8-bit integers, less their zero points
     _n((2, 35, 9, 9), (35, 1, 3, 3), 9, group=35, pads=(1, 1, 1, 1)),
     _n((1, 32, 9, 9), (32, 1, 3, 3), 0, group=32, strides=(2, 2), pads=(1, 1, 1, 1)),
     _n((1, 32, 8, 8), (64, 16, 3, 3), 5, group=2, pads=(1, 1, 1, 1)),
+    ((TensorType(U8, (2, 3, 23, 21), "c4"), integers(40, 3, 7, 7), scalar(5, "uint8")),
+     {"layout": "c16", "strides": (2, 2), "pads": (3, 3, 3, 3)}),
     ((TensorType(U8, (2, 32, 6, 6), "c8"), integers(24, 32, 1, 1), scalar(4, "uint8")), {"layout": "c8"}))))

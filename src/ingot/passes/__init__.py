@@ -14,7 +14,7 @@ from ingot.passes.duplicates import merge_duplicates
 from ingot.passes.gemm import split_gemm
 from ingot.passes.graph_pass import Pass, Watch, apply, both, dump_to, graph_pass, pipeline, unwatched
 from ingot.passes.halves import widen_halves
-from ingot.passes.integer import fold_quantised
+from ingot.passes.integer import fold_quantised, sink_dequantized
 from ingot.passes.layout import choose_layout
 from ingot.passes.precision import SHORT, Overflow, Precision, kept_for, lower_precision, overflows
 from ingot.passes.recognition import recognise
@@ -56,6 +56,7 @@ PIPELINE = pipeline(
     merge_siblings,
     simplify,
     remove_dead_code,
+    sink_dequantized,
     choose_layout,
 )
 

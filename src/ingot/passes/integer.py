@@ -14,6 +14,10 @@ becomes i8 where it fits.
 """
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+from types import MappingProxyType
+
 import numpy as np
 
 from ingot.graph import F32, I8, U8, Graph, dtype_from_numpy
@@ -310,4 +314,27 @@ def fold_quantised(graph: Graph, target: Target) -> Graph:
     return rewrite(graph, RULES if target.kind == SUMS_INTEGERS else POINTWISE)
 
 
-__all__ = ["RULES", "fold_quantised"]
+@graph_pass(after=(fold_quantised,))
+def sink_dequantized(graph: Graph, target: Target) -> Graph:
+    """Give every reader of dequantised integers a Dequantize of its own, right before it, to be done in registers."""
+    held = {n.output: n for n in graph.nodes if n.op == "Dequantize" and n.output not in graph.outputs}
+    if not held:
+        return graph
+    types, nodes = dict(graph.types), []
+    taken: Counter[str] = Counter()
+    for node in graph.nodes:
+        if node.output in held:
+            continue
+        names = {}
+        for value in dict.fromkeys(i for i in node.inputs if i in held):
+            name = f"{value}.{taken[value]}" if taken[value] else value
+            while taken[value] and name in types:
+                name += "+"
+            taken[value] += 1
+            names[value], types[name] = name, types[value]
+            nodes.append(replace(held[value], outputs=(name,)))
+        nodes.append(replace(node, inputs=tuple(names.get(i, i) for i in node.inputs)) if names else node)
+    return replace(graph, nodes=tuple(nodes), types=MappingProxyType(types))
+
+
+__all__ = ["RULES", "fold_quantised", "sink_dequantized"]

@@ -31,6 +31,7 @@ FEW = 8                                 # channels last: an input of fewer chann
 FLOATS = frozenset({F32, F16, BF16})  # what channels last serves
 BLOCKED = frozenset({F32, U8, I8, I32}) # what blocks serve
 Served = frozenset[DType]
+WORD = 4                                # 8-bit channels that sums of integers take at once
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "ConvInteger"})
 TO_PLAIN = frozenset({"GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"})
 PASS_ON = frozenset({"MaxPool", "AveragePool", "LpPool", "Resize"})
@@ -246,7 +247,10 @@ def _convolution(at: _Places, node: Node, layout: str, least: int) -> None:
     channels = at.graph.types[x].shape[1]
     few = isinstance(channels, int) and channels < least and node.op != "ConvInteger"
     plain = few and not at.blocked(x) and attribute(node, "group") == 1
-    inputs = (at.get(x, "" if plain else layout), *node.inputs[1:])
+    wanted = "" if plain else layout
+    if node.op == "ConvInteger" and isinstance(channels, int) and channels <= WORD and not at.blocked(x):
+        wanted = f"c{WORD}"         # the first layer of a network: a word a pixel
+    inputs = (at.get(x, wanted), *node.inputs[1:])
     at.place(node, inputs, layout, {**node.attrs, "layout": layout})
 
 

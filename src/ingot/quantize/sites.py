@@ -8,6 +8,7 @@ from ingot.passes.rewrite import attribute
 
 DEPTH = 16          # a shorter sum does not pay for its conversions
 COLUMNS = 8
+WORD = 4            # channels of an image that fit one 32-bit word
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ def unfit(graph: Graph, node: Node) -> str | None:
     depthwise = group == x.shape[1] == weight.shape[0]
     if group > 1 and not depthwise and (weight.shape[1] % DEPTH or (weight.shape[0] // group) % DEPTH):
         return "its groups are not whole blocks of channels"
+    if x.shape[1] <= WORD and weight.size >= WORD * DEPTH * COLUMNS and weight.shape[0] >= DEPTH and group == 1:
+        return None             # the first layer of a network: few channels, many taps
     return None if x.shape[1] >= DEPTH and weight.shape[0] >= COLUMNS else "it is too small"
 
 

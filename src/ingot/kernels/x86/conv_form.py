@@ -145,7 +145,8 @@ def form(site: Site, *, integer: bool = False) -> Form | str:
         return f"{x.type.rank - 2} spatial axes"
     if weight.strides is not None:
         return "the weight is strided"
-    if x.type.layout and x.type.layout != (out.type.layout or x.type.layout):
+    words = integer and x.type.layout == "c4"       # few channels, one 32-bit word a pixel
+    if x.type.layout and x.type.layout != (out.type.layout or x.type.layout) and not words:
         return f"the layouts {x.type.layout} -> {out.type.layout}"
     types = (x.type, weight.type)
     attrs = {**OPS[step.op].attrs, **site.attrs}

@@ -36,7 +36,7 @@ class IntegerConvolution(Tactic):
         isa = isa_of(target)
         if integer_dot(target) is None:
             return f"no integer dot products for {target.isa}"
-        if f.out.block != isa.block or f.x.block != isa.block:
+        if f.out.block != isa.block or f.x.block not in (isa.block, 4) or (f.x.block == 4 and f.groups > 1):
             return "not in this instruction set's blocked layout"
         if why := declines_operands(site, f):
             return why
