@@ -25,6 +25,7 @@ from ingot.target import Target
 I4, U4 = DTYPES["i4"], DTYPES["u4"]
 _OPS = ("MatMulGroups",)
 _PER_WORD = 8           # 4-bit integers in a word
+_FEW = 8                # registers of sums up to which a group is scaled at its end, in registers of its own
 
 
 class GroupedMatMul(Tactic):
@@ -159,6 +160,9 @@ class _Groups(Emission):
         tile.clear()
         row = code.dim(self.form.left_row)
         left = code.offset(task.left, code.mul(first, row))
+        once = self.short and height * vectors <= _FEW and self.group % lanes == 0
+        part = Tile(code, height, vectors, "float", lanes) if once else tile
+        table = self._table() if self.short and lanes == 16 else None
         with code.loop(0, self.groups) as g:
             here = code.offset(task.right, code.mul(g, 2 * self.width + self.turn), "i32")
             scales, offsets = ([code.load(code.offset(here, k * self.width + v * lanes), "float", lanes)
@@ -168,8 +172,11 @@ class _Groups(Emission):
 
             def step(x: Value, number: int, raw: list[Value], scales: list[Value] = scales,
                      offsets: list[Value] = offsets) -> None:
-                tile.step(lambda r: code.load(code.offset(x, code.add(code.mul(row, r), number))),
-                          lambda v: code.fma(raw[v], scales[v], offsets[v]))
+                part.step(lambda r: code.load(code.offset(x, code.add(code.mul(row, r), number))),
+                          lambda v: raw[v] if once else code.fma(raw[v], scales[v], offsets[v]))
+
+            if once:
+                part.clear()
 
             if self.short:
                 with code.loop(0, self.group // _PER_WORD) as w:
@@ -177,7 +184,7 @@ class _Groups(Emission):
                     words = [code.load(code.offset(at, v * lanes, "i32"), "i32", lanes) for v in range(vectors)]
                     x = code.offset(begin, code.mul(w, _PER_WORD))
                     for j in range(_PER_WORD):
-                        step(x, j, [self._number(word, j) for word in words])
+                        step(x, j, [self._number(word, j, table) for word in words])
             else:
                 with code.loop(0, self.group // 4) as w:
                     at = code.offset(body, code.mul(w, self.width), "i32")
@@ -185,15 +192,29 @@ class _Groups(Emission):
                     for j in range(4):
                         step(x, j, [self._byte(code.offset(at, j * self.width + v * lanes, "i8"))
                                     for v in range(vectors)])
+            if once:        # the group's sums scaled, and its offsets times the sum of what they multiply
+                totals = [code.splat(self._sum(code.offset(begin, code.mul(row, r))), lanes) for r in range(height)]
+                sums, held = part.values(), tile.values()
+                tile.fill(lambda r, v: code.fma(sums[r][v], scales[v], code.fma(totals[r], offsets[v], held[r][v])))
         tile.store(lambda r, v: code.offset(task.area, r * self.width + v * lanes), align=self.align)
         self._finish(task, task.area, height, first, skip)
 
-    def _number(self, word: Value, place: int) -> Value:
+    def _sum(self, row: Value) -> Value:
+        """The sum of a group of the left operand."""
+        code, total = self.code, None
+        for k in range(0, self.group, self.lanes):
+            part = code.load(code.offset(row, k), "float", self.lanes)
+            total = part if total is None else code.fadd(total, part)
+        return code.reduce("fadd", total) if total is not None else code.zero("float")
+
+    def _table(self) -> Value:
+        return self.code.load(self.code.table([float(n) for n in range(16)], "float"), "float", 16, align=64)
+
+    def _number(self, word: Value, place: int, table: Value | None) -> Value:
         """The 4-bit integers at one place of the words, as floats 0..15."""
         code, lanes = self.code, self.lanes
         moved = code.binary("lshr", word, code.constant(4 * place, "i32", lanes)) if place else word
-        if lanes == 16:
-            table = code.load(code.table([float(n) for n in range(16)], "float"), "float", lanes, align=64)
+        if table is not None:
             name = code.declare("llvm.x86.avx512.permvar.sf.512", table.type, table.type, moved.type)
             return code.emit(table.type, f"call {table.type} @{name}({table}, {moved})")
         low = code.binary("and", moved, code.constant(15, "i32", lanes)) if place < _PER_WORD - 1 else moved
