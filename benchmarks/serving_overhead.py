@@ -108,7 +108,7 @@ def measure(plan: Path) -> None:
                 else:
                     rate, median = wrk(target["url"], Path(target["script"]), clients, told["seconds"])
                 rows.append({"name": target["name"], "clients": clients, "rate": rate, "median": median})
-    print(json.dumps({"rows": rows, "bare": bare_seconds(Path(told["engine"]))}))
+    print(json.dumps({"measured": rows, "bare": bare_seconds(Path(told["engine"]))}))
 
 
 def waited(url: str, body: bytes, headers: dict[str, str], seconds: float = 180) -> None:
@@ -161,13 +161,14 @@ def table(report: dict[str, Any]) -> str:
              f"The model alone takes {bare * 1e6:.0f} us.", "",
              "| server | requests/s, 1 client | added p50, 1 client | requests/s, 32 clients | added p50, 32 clients |",
              "|---|---:|---:|---:|---:|"]
-    for name in dict.fromkeys(r["name"] for r in report["rows"]):
+    for name in dict.fromkeys(r["name"] for r in report["measured"]):
         cells = []
         for clients in (1, 32):
-            found = [r for r in report["rows"] if r["name"] == name and r["clients"] == clients]
+            found = [r for r in report["measured"] if r["name"] == name and r["clients"] == clients]
             rate = float(np.median([r["rate"] for r in found]))
             added = float(np.median([r["median"] for r in found])) - bare
-            cells += [f"{rate:.0f}", f"{added * 1e6:.0f} us" if added < 1e-3 else f"{added * 1e3:.2f} ms" if rate else "no answer"]
+            told = f"{added * 1e6:.0f} us" if added < 1e-3 else f"{added * 1e3:.2f} ms"
+            cells += [f"{rate:.0f}", told if rate else "no answer"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *(f"{k} {v}" for k, v in report["versions"].items())]) + "\n"
 
