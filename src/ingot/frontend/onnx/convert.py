@@ -60,6 +60,7 @@ from ingot.ops.sequence import LISTS
 LARGEST = 1 << 40       # bytes one value may take at its largest; more is a mistake or an attack
 SYMBOLS_KEY = "ingot.symbols"       # where a written model keeps the profiles
 ORIGIN_KEY = "ingot.origin"         # and a written node the names it came from
+SMALL = 1024                        # elements of a constant that says something about a result's shape
 MICROSOFT = "com.microsoft"
 DATA_PROFILE = (1, 17, 65)          # of the symbol s of a size s-1 that data decides: 0..16..64, more is grown into
 _TEXT = re.compile(r"[\s=,(){}]")    # what the graph's text form cannot hold in a name
@@ -97,6 +98,7 @@ class Reader:
         self.problems: list[Problem] = []
         self.broken: set[str] = set()           # values of nodes that could not be taken
         self.steps: list[Step] = []             # of the graph being read
+        self.sized = 0                          # sizes that were left to the data
         self.made: set[str] = set()             # every value there is, those without a type included
         self.uses: Counter[str] = Counter()
         self.count = 0
@@ -175,7 +177,8 @@ class Reader:
 
     def fresh_size(self) -> Dim:
         """A size that data decides, 0 included."""
-        name = f"{DATA_PREFIX}{sum(k.startswith(DATA_PREFIX) for k in self.build.symbols)}"
+        self.sized += 1
+        name = f"{DATA_PREFIX}{self.sized}"
         self.build.symbols[name] = Symbol(name, *DATA_PROFILE)
         return symbol(name) - 1
 
@@ -356,12 +359,25 @@ class Reader:
         node = call.node
         attrs = onnx_attributes(node) if call.late and node.op in OPS else dict(node.attrs)
         if not call.late and not call.flows and (call.domain or node.op not in LISTS):
-            evaluator(call, [bool(n) for n in node.inputs])
+            self._has_meaning(call)
         types = [self.build.types.get(v) for v in node.inputs]
-        operands = [self.build.constants.get(v) for v in node.inputs]
+        operands = [None if (a := self.build.constants.get(v)) is None or a.size > SMALL else a for v in node.inputs]
         found = guessed(node.op, call.domain, call.opset, {**node.attrs, **attrs} if call.late else attrs, types,
                         operands, len(node.outputs), self.fresh_size)
         self.enter(call, found)
+
+    def _has_meaning(self, call: Call) -> None:
+        """Raises UnsupportedError, with the nearest op there is, where neither a kernel nor the reference knows it."""
+        try:
+            evaluator(call, [bool(n) for n in call.node.inputs])
+        except UnsupportedError as error:
+            known = {s.name for s in onnx.defs.get_all_schemas() if s.domain == call.domain}
+            if call.node.op in known:
+                raise
+            near = difflib.get_close_matches(call.node.op, sorted(known), 1)
+            raise UnsupportedError(
+                f"op {call.op} is unknown", why=(f"the nearest that is known: {near[0]}",) if near else error.why,
+                mend="export it as a function of standard ops (an ONNX model may bring its own)") from None
 
     def enter(self, call: Call, types: Sequence[TensorType | None]) -> None:
         """Enter a call whose results' types are known as far as they are."""
