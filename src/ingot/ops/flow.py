@@ -205,6 +205,16 @@ _CONTROL: Mapping[str, Callable[[Call, Sequence[Value], Inside], list[Value]]] =
 
 def evaluator(call: Call, there: Sequence[bool]) -> Any:
     """onnx.reference for the node of a call; `there` says which inputs are given. Raises UnsupportedError."""
+    try:
+        return ReferenceEvaluator(_alone(call, there))
+    except (NotImplementedError, onnx.defs.SchemaError, TypeError, RuntimeError, ValueError, LookupError,
+            AttributeError) as error:
+        raise UnsupportedError(f"onnx.reference has no {call.op}", where=call.node.where,
+                               why=tuple(str(error).splitlines()[:1])) from None
+
+
+def _alone(call: Call, there: Sequence[bool]) -> onnx.ModelProto:
+    """A model of one node."""
     node = call.node
     proto = onnx.NodeProto(op_type=node.op, domain=call.domain, attribute=attribute_protos(node.attrs),
                            input=[f"i{k}" if t else "" for k, t in enumerate(there)],
@@ -214,12 +224,7 @@ def evaluator(call: Call, there: Sequence[bool]) -> Any:
     imports = [helper.make_opsetid(call.domain, call.opset)]
     if call.domain:
         imports.append(helper.make_opsetid("", onnx.defs.onnx_opset_version()))
-    model = helper.make_model(helper.make_graph([proto], "call", inputs, outputs), opset_imports=imports)
-    try:
-        return ReferenceEvaluator(model)
-    except (NotImplementedError, onnx.defs.SchemaError, TypeError, RuntimeError) as error:
-        raise UnsupportedError(f"onnx.reference has no {call.op}", where=node.where,
-                               why=(str(error).splitlines()[0],)) from None
+    return helper.make_model(helper.make_graph([proto], "call", inputs, outputs), opset_imports=imports)
 
 
 def reference_call(call: Call, given: Sequence[Value]) -> list[Value]:

@@ -39,7 +39,11 @@ def inlined_branch(reader: Reader, condition: bool, outputs: Sequence[str], attr
 def read_control(reader: Reader, node: Node, scope: Mapping[str, str]) -> None:
     """Enter a control-flow node as a call whose subgraphs are flows. Raises ModelError."""
     before = len(reader.problems)
-    types, flows, why = _READ[node.op](reader, node, scope)
+    try:
+        types, flows, why = _READ[node.op](reader, node, scope)
+    except (ValueError, TypeError, IndexError, ArithmeticError) as error:       # axes and counts that fit nothing
+        raise ModelError("its operands do not fit its subgraph", why=(str(error),), mend="export the model again"
+                         ) from None
     if len(reader.problems) > before:
         reader.broken.update(filter(None, node.outputs))        # told where they are
         return

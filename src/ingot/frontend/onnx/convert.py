@@ -296,7 +296,11 @@ class Reader:
         maker = Maker(op, tuple(inputs), attrs, len([o for o in outputs if o]) and max(
             k + 1 for k, o in enumerate(outputs) if o), add, self.build.types.get, self.build.constants.get,
             self._another)
-        results = made_of(maker)
+        try:
+            results = made_of(maker)
+        except (ValueError, TypeError, IndexError, ArithmeticError) as error:      # operands of other forms
+            raise ModelError(f"{MICROSOFT}::{op} does not take these operands", why=(str(error),),
+                             mend="export the model without ONNX Runtime's optimisations") from None
         for k, out in enumerate(outputs):
             if out and (k >= len(results) or not results[k]):
                 if self.uses[out]:

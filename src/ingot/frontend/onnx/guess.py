@@ -23,7 +23,10 @@ def guessed(op: str, domain: str, opset: int, attrs: Attrs, types: Types, known:
     `known` holds the operands that are constants. Sizes that are not certain are `fresh()`.
     """
     if not domain and (rule := _RULES.get(op)) is not None and types and types[0] is not None:
-        found = rule(types[0], types, attrs, fresh)
+        try:
+            found = rule(types[0], types, attrs, fresh)
+        except (TypeError, ValueError):         # an attribute of another kind: whoever runs the node says so
+            found = None
         if found is not None:
             return [*found, *[None] * outputs][:outputs]
     return _inferred(op, domain, opset, attrs, types, known, outputs, fresh)

@@ -99,7 +99,7 @@ def array_from(tensor: onnx.TensorProto, source: Source) -> np.ndarray:
 
 def dense_from(sparse: onnx.SparseTensorProto, source: Source) -> np.ndarray:
     """The dense array of a sparse tensor. Raises ModelError."""
-    values, at = array_from(sparse.values, source), array_from(sparse.indices, source)
+    values, at = array_from(sparse.values, source).reshape(-1), array_from(sparse.indices, source)
     where, shape = f"tensor '{sparse.values.name}'", tuple(int(d) for d in sparse.dims)
     if any(d < 0 for d in shape) or math.prod(shape) * values.itemsize > _LARGEST_SPARSE:
         raise ModelError(f"the sparse shape {list(shape)} is not one to make dense", where=where, mend=_MEND)
