@@ -13,6 +13,8 @@ from ingot.ops.onnx_form import ENUM, ENUM_OF
 
 Types = Sequence[TensorType | None]
 Attrs = Mapping[str, object]
+MOST_SIZES = 6                  # symbolic axes of one result
+MOST_AXES = 64                  # of a result; a shape operand may claim to have a billion entries
 Fresh = Callable[[], Dim]       # a size that only the data knows
 
 
@@ -28,8 +30,13 @@ def guessed(op: str, domain: str, opset: int, attrs: Attrs, types: Types, known:
         except (TypeError, ValueError):         # an attribute of another kind: whoever runs the node says so
             found = None
         if found is not None:
-            return [*found, *[None] * outputs][:outputs]
-    return _inferred(op, domain, opset, attrs, types, known, outputs, fresh)
+            return [*map(_bounded, found), *[None] * outputs][:outputs]
+    return [*map(_bounded, _inferred(op, domain, opset, attrs, types, known, outputs, fresh))]
+
+
+def _bounded(t: TensorType | None) -> TensorType | None:
+    """A type with too many sizes that only the data knows is no help: their products grow beyond all bounds."""
+    return None if t is None or sum(isinstance(d, Expr) for d in t.shape) > MOST_SIZES else t
 
 
 def _inferred(op: str, domain: str, opset: int, attrs: Attrs, types: Types, known: Sequence[np.ndarray | None],
@@ -38,7 +45,7 @@ def _inferred(op: str, domain: str, opset: int, attrs: Attrs, types: Types, know
     nothing: list[TensorType | None] = [None] * outputs
     try:
         schema = onnx.defs.get_schema(op, opset, domain)
-    except onnx.defs.SchemaError:
+    except (onnx.defs.SchemaError, TypeError):
         return nothing
     node = onnx.NodeProto(op_type=op, domain=domain, attribute=attribute_protos(attrs),
                           input=[f"i{k}" if t is not None else "" for k, t in enumerate(types)],
@@ -86,7 +93,8 @@ def _length(types: Types, position: int) -> int | None:
     t = types[position] if position < len(types) else None
     if t is None or t.rank > 1:
         return None
-    return (t.shape[0] if isinstance(t.shape[0], int) else None) if t.rank else 1
+    length = t.shape[0] if t.rank else 1
+    return length if isinstance(length, int) and length <= MOST_AXES else None
 
 
 def _free(dtype_of: TensorType, rank: int, fresh: Fresh) -> list[TensorType]:

@@ -34,7 +34,7 @@ def inlined(source: Source) -> onnx.ModelProto:
     if wanted := sorted({(n.domain, n.op_type) for n in model.graph.node} & WRITTEN_OUT):
         try:
             return inliner.inline_selected_functions(_defaults_said(model), wanted, False, True)
-        except (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.defs.SchemaError):
+        except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError, onnx.defs.SchemaError):
             return model            # the nodes are told of, or run as calls, where they stand
     return model
 
