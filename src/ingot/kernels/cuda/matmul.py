@@ -229,19 +229,22 @@ def splits_for(tiles: int, steps: int, multi: int) -> list[int]:
 def block_clocks(rows: int, columns: int, depth: int, size: int, stages: int, warps: int, tiles: int, steps: int,
                  parts: int, multi: int, room: int) -> float:
     """About how many clocks a product takes: blocks in waves, each step bound by the matrix units, by the second-level
-    cache or by the latency its stages leave, and the price of bringing a split together."""
-    rate = {1: 8192.0, 2: 4096.0, 4: 1365.0}[size] * (0.75 if rows >= 64 else 0.3) * min(1.0, columns / 96)
+    cache or by the latency its stages leave, and the price of bringing a split together.
+
+    The constants are fitted to 6,042 candidates on an H200 (benchmarks/results/h200-kernels.md): the first point is
+    3 % slower than the best that was tried, on the geometric mean.
+    """
+    rate = {1: 8192.0, 2: 4096.0, 4: 1365.0}[size] * (0.69 if rows >= 64 else 0.34) * min(1.0, columns / 67)
     mma = 2.0 * max(rows, 16) * columns * depth / rate
-    load = (rows + columns) * depth * size / 48
-    by_registers = max(1, 65536 // (warps * 32 * min(255, rows * columns // (warps * 32) + 56)))
+    load = (rows + columns) * depth * size / 64
+    by_registers = max(1, 65536 // (warps * 32 * min(255, rows * columns // (warps * 32) + 28)))
     held = max(1, min(by_registers, room // max(1, (rows + columns) * depth * size * stages), 8))
     held = min(held, -(-tiles * parts // multi))
     waves = -(-tiles * parts // (multi * held))
     per = -(-steps // parts)
-    step = max(held * mma, held * load, 800 / max(1, stages - 1))
-    clocks = waves * (1800 + per * step + held * rows * columns / 48)
-    # measured: what the last part reads comes one block after the other, at about 12 bytes a clock
-    return clocks + (1800 + parts * rows * columns * 4 / 12 if parts > 1 else 0)
+    step = max(held * mma, held * load, 1100 / max(1, stages - 1))
+    clocks = waves * (8200 + per * step + held * rows * columns / 12)
+    return clocks + (1700 + parts * rows * columns * 4 / 20 if parts > 1 else 0)
 
 
 def block_points(rows: int, columns: int, depth: int, batch: int, size: int, target: Target,
