@@ -232,7 +232,7 @@ def block_clocks(rows: int, columns: int, depth: int, size: int, stages: int, wa
     cache or by the latency its stages leave, and the price of bringing a split together.
 
     The constants are fitted to 6,042 candidates on an H200 (benchmarks/results/h200-kernels.md): the first point is
-    3 % slower than the best that was tried, on the geometric mean.
+    3.4 % slower than the best that was tried, on the geometric mean.
     """
     rate = {1: 8192.0, 2: 4096.0, 4: 1365.0}[size] * (0.69 if rows >= 64 else 0.34) * min(1.0, columns / 67)
     mma = 2.0 * max(rows, 16) * columns * depth / rate
