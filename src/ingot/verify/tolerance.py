@@ -103,6 +103,10 @@ def rounding_length(node: Node, types: tuple[TensorType | None, ...], bindings: 
     if node.op in ("AveragePool", "LpPool"):
         window = node.attrs.get("kernel_shape")
         return float(math.prod(map(int, window))) if isinstance(window, (tuple, list)) else _ARITHMETIC
+    if node.op.endswith(("::SVMRegressor", "::SVMClassifier")):     # a sum of a function of products, one per vector
+        vectors, features = node.attrs.get("support_vectors"), max(1, evaluate(x.shape[-1], bindings))
+        held = len(vectors) if isinstance(vectors, (tuple, list)) else int(getattr(vectors, "size", 0))
+        return max(1.0, held / features) * (features + _FUNCTION)
     if node.op in ("LSTM", "GRU", "RNN"):
         return float(evaluate(x.shape[-1], bindings) + 64) * float(evaluate(x.shape[0], bindings))
     return _FUNCTION if node.op in FUNCTIONS else _ARITHMETIC
