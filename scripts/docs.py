@@ -53,7 +53,7 @@ def figures() -> str:
     lines = []
     for file in sorted((REPOSITORY / "benchmarks" / "results").glob("*.json")):
         report = json.loads(file.read_text())
-        if "rows" not in report:
+        if "rows" not in report or "versions" not in report:
             continue
         runtimes = list(dict.fromkeys(r["runtime"] for r in report["rows"]))
         by = {(r["model"], r["batch"], r["runtime"]): r["median"] for r in report["rows"]}
