@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ingot.errors import InternalError
+from ingot.errors import InternalError, ModelError
 from ingot.graph import DTYPES, Dim, Node
 from ingot.ops.op import OPS
 from ingot.ops.shapes import dim_from
@@ -87,7 +87,12 @@ def onnx_attributes(node: Node) -> dict[str, object]:
     for name, value in node.attrs.items():
         if name in gone or value is None:
             continue
-        out[name] = ENUM_OF[str(value)] if (node.op, name) in DTYPE_ATTRIBUTES else value
+        if (node.op, name) in DTYPE_ATTRIBUTES:
+            if str(value) not in ENUM_OF:
+                raise ModelError(f"{name} is {value!r}, no element type", where=node.where)
+            out[name] = ENUM_OF[str(value)]
+        else:
+            out[name] = value
     if node.op == "ConstantOfShape":
         dtype = DTYPES[str(node.attrs.get("dtype", "f32"))]
         out["value"] = np.asarray([node.attrs.get("value", 0)], dtype=dtype.numpy)
