@@ -2,6 +2,7 @@
 
     python -m benchmarks.conformance            every case; writes results/conformance.json and docs/conformance.md
     python -m benchmarks.conformance --only 'nonzero|top_k' --show          some cases, printed, nothing written
+    python -m benchmarks.conformance --device cuda --jobs 16    on the GPU here; conformance-gpu.json and .md
     python -m benchmarks.conformance --page     only writes the page again
 
 The cases, their inputs and how outputs are compared are `onnx.backend.test`'s own. Cases run in processes of their own
@@ -33,6 +34,7 @@ from typing import Any
 REPOSITORY = Path(__file__).parents[1]
 RESULT = REPOSITORY / "benchmarks" / "results" / "conformance.json"
 PAGE = REPOSITORY / "docs" / "conformance.md"
+GPU_RESULT, GPU_PAGE = RESULT.with_name("conformance-gpu.json"), PAGE.with_name("conformance-gpu.md")
 _MOST = 5           # reasons shown per op
 
 
@@ -70,7 +72,7 @@ def _ops(model: Any) -> tuple[str, ...]:
 class Suite:
     """The cases of the installed onnx, each with the function that runs it."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         # the runner keeps its light models' inputs in a folder of the user's; ours is gone when we are
         self._home = tempfile.TemporaryDirectory()
         os.environ["ONNX_HOME"] = self._home.name        # noqa: TID251 - it is onnx that reads it
@@ -94,8 +96,8 @@ class Suite:
             from onnx.backend.test.loader import load_model_tests
             kinds = {t.name: k for k in ("simple", "pytorch-converted", "pytorch-operator", "real")
                      for t in load_model_tests(kind=k)}
-        self.functions = {name.removesuffix("_cpu"): item.func for items in runner._test_items.values()
-                          for name, item in items.items() if name.endswith("_cpu")}
+        self.functions = {name.removesuffix(f"_{device}"): item.func for items in runner._test_items.values()
+                          for name, item in items.items() if name.endswith(f"_{device}")}
         self.kinds = {name: kinds.get(name, "node") for name in self.functions}
 
     def run(self, name: str, limit: int) -> Case:
@@ -135,9 +137,9 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(lines)[:400]}{at}"
 
 
-def _worker(names: Path, log: Path, limit: int) -> None:
+def _worker(names: Path, log: Path, limit: int, device: str) -> None:
     """Run the named cases, a line before and after each."""
-    suite = Suite()
+    suite = Suite(device)
     with log.open("a") as file:
         for name in names.read_text().split():
             print(json.dumps({"begin": name, "kind": suite.kinds[name]}), file=file, flush=True)
@@ -165,7 +167,7 @@ def _missing(names: Iterable[str], folder: Path) -> list[str]:
     return [n for n in names if n not in found]
 
 
-def run_suite(names: list[str], folder: Path, jobs: int, limit: int) -> dict[str, Case]:
+def run_suite(names: list[str], folder: Path, jobs: int, limit: int, device: str = "cpu") -> dict[str, Case]:
     """Every named case, in `jobs` processes; goes on where an earlier call in the same folder was stopped."""
     logs = [folder / f"{k}.jsonl" for k in range(jobs)]
     begun = time.monotonic()
@@ -176,7 +178,8 @@ def run_suite(names: list[str], folder: Path, jobs: int, limit: int) -> dict[str
                 todo = folder / f"{k}.names"
                 todo.write_text("\n".join(part))
                 workers.append(subprocess.Popen([sys.executable, "-m", "benchmarks.conformance", "--worker", str(todo),
-                                                 str(log), "--limit", str(limit)], cwd=REPOSITORY))
+                                                 str(log), "--limit", str(limit), "--device", device],
+                                                cwd=REPOSITORY))
         for w in workers:
             w.wait()
         if _missing(names, folder) == missing:
@@ -208,8 +211,10 @@ def page(result: Mapping[str, Any]) -> str:
     cases = result["cases"]
     suite = [c for c in cases if c["kind"] != "real"]
     right, compiled = [c for c in suite if c["passed"]], [c for c in suite if c["passed"] and c["path"] == "compiled"]
-    lines = ["# Conformance", "",
-             "Written by `python -m benchmarks.conformance` from `benchmarks/results/conformance.json`: every case of",
+    device = str(result.get("device", ""))
+    words, file = (" --device cuda", GPU_RESULT.name) if device else ("", RESULT.name)
+    lines = [f"# Conformance{f' on {device}, f32' if device else ''}", "",
+             f"Written by `python -m benchmarks.conformance{words}` from `benchmarks/results/{file}`: every case of",
              "`onnx.backend.test` through the whole pipeline (build without a race, engine file, session), judged by",
              "the suite's own comparison. A skip would count as a failure; there is none. A case is compiled where all",
              "that computes ran on kernels: control flow walks compiled subgraphs, sequences are lists of arrays.", "",
@@ -228,7 +233,8 @@ def page(result: Mapping[str, Any]) -> str:
     else:
         lines.append("None.")
     slow = Counter(o for c in cases if c["passed"] for o in c["reference"])
-    lines += ["", "## Ops that run on the reference", "", "In how many of the cases that pass.", "",
+    lines += ["", f"## Ops that run on the {'host' if device else 'reference'}", "",
+              "In how many of the cases that pass.", "",
               "| op | cases |", "|---|---:|", *(f"| {op} | {n} |" for op, n in slow.most_common())]
     by: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for c in suite:
@@ -262,15 +268,18 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=120, help="seconds a case may take")
     parser.add_argument("--resume", type=Path, help="a folder to keep progress in, and to go on from")
     parser.add_argument("--page", action="store_true", help="write the page from the kept result")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: the GPU here, in f32")
     parser.add_argument("--worker", nargs=2, type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        _worker(*given.worker, given.limit)
+        _worker(*given.worker, given.limit, given.device)
         return 0
     if given.page:
         PAGE.write_text(page(json.loads(RESULT.read_text())))
+        if GPU_RESULT.exists():
+            GPU_PAGE.write_text(page(json.loads(GPU_RESULT.read_text())))
         return 0
-    suite = Suite()
+    suite = Suite(given.device)
     names = sorted(n for n in suite.functions if re.search(given.only, n))
     if given.show:
         cases = {}
@@ -283,16 +292,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.resume or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        cases = run_suite(names, folder, given.jobs, given.limit)
+        cases = run_suite(names, folder, given.jobs, given.limit, given.device)
     print(*summary(cases.values()), sep="\n")
     if not given.only:
         result = {"onnx": version("onnx"), "date": datetime.now(UTC).date().isoformat(),
                   "seconds": round(sum(c.seconds for c in cases.values())),
                   "cases": [asdict(c) for c in cases.values()]}
+        file, words = (RESULT, PAGE) if given.device == "cpu" else (GPU_RESULT, GPU_PAGE)
+        if given.device == "cuda":
+            from ingot.runtime.cuda.driver import cuda_driver
+            result["device"] = cuda_driver().facts.name
         rows = ",\n".join(json.dumps(asdict(c), sort_keys=True) for c in cases.values())
         head = json.dumps({k: v for k, v in result.items() if k != "cases"}, sort_keys=True)
-        RESULT.write_text(f'{head[:-1]}, "cases": [\n{rows}\n]}}\n')
-        PAGE.write_text(page(result))
+        file.write_text(f'{head[:-1]}, "cases": [\n{rows}\n]}}\n')
+        words.write_text(page(result))
     return 0
 
 

@@ -21,7 +21,7 @@ from ingot.compiler.profiles import all_of, fitting, one_only, profiles_of
 from ingot.compiler.sensitivity import Metric
 from ingot.compiler.stages import Clock, Dump, race_text, refuse_reference, report
 from ingot.engine import Engine, Variant, graph_digest, is_exact, make_variant, read_engine, write_engine
-from ingot.errors import EngineError, InternalError
+from ingot.errors import EngineError, InternalError, UnsupportedError
 from ingot.frontend import ShapeSpec, is_shapes
 from ingot.graph import Flow, Graph, show
 from ingot.lower import Program, lower
@@ -98,6 +98,9 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
         graph = taken.graph
     if taken.flow is not None or options.target not in ("", "x86") or options.precision not in FLOATS:
         one_only(shapes, "a build in parts, for a GPU or of integers")
+    if taken.flow is not None and options.target not in ("", "x86"):
+        raise UnsupportedError("a model in which data decides shapes or the course is not built for a GPU",
+                               where=options.target, mend="build it for the CPU: --target x86")
     if taken.flow is not None:
         return _in_parts(taken.flow, target, options, dump, clock, progress, name or taken.name, model, taken)
     if options.target not in ("", "x86"):

@@ -17,6 +17,7 @@ from ingot.target import Target
 from ingot.tune import generator_version, tactic_named, usable
 
 _REFUSED = b"refused\n"
+_FEW = 4            # kernels: for fewer, starting processes takes longer than compiling
 _BROKEN = (ValueError, KeyError, TypeError, IndexError)
 
 
@@ -78,11 +79,15 @@ class CodeStore:
         return self._known[key]
 
     def prefetch(self, wanted: Iterable[tuple[Tactic, Site, Params]]) -> int:
-        """Begin to compile what is not known; gives how many there are."""
+        """Begin to compile what is not known; gives how many there are. A few are left to when they are needed."""
+        open_: dict[str, tuple[Tactic, Site, Params]] = {}
         for tactic, site, params in wanted:
             key = kernel_key(site.key, tactic.name, params, self.target)
-            if key in self._known or key in self._coming or (self._cache and self._cache.get(key)):
-                continue
+            if key not in self._known and key not in self._coming and not (self._cache and self._cache.get(key)):
+                open_[key] = tactic, site, params
+        if len(open_) < _FEW:
+            return 0
+        for key, (tactic, site, params) in open_.items():
             if self._pool is None:
                 # spawned, not forked: a child must not inherit a context on the GPU, nor threads' locks
                 self._pool = ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"))

@@ -127,6 +127,21 @@ class CudaSession:
         self.driver.finish(self.driver.idle)
 
     @property
+    def variants(self) -> tuple[Variant, ...]:
+        """What runs: one."""
+        return (self.variant,)
+
+    @property
+    def arena(self) -> int:
+        """Bytes of device memory for intermediate values."""
+        return self.plan.arena
+
+    @property
+    def referenced(self) -> tuple[str, ...]:
+        """The ops that run on the host."""
+        return tuple(dict.fromkeys(s.op for x in self._program.launches if not x.native for s in x.site.steps))
+
+    @property
     def threads(self) -> int:
         """Of the host: one."""
         return 1
