@@ -11,7 +11,7 @@ CLIENT := tritonclient==2.73.0
 # pytest workers: one per two cores, for kernels use two threads themselves
 WORKERS ?= 2
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-gpu check bench clean
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -49,6 +49,14 @@ test: check
 
 $(VENV)/.peers: $(VENV)/.dev
 	@$(PIP) -e '.[peers]'
+	@touch $@
+
+# the tests that need a GPU, with a report under benchmarks/results
+test-gpu: $(VENV)/.gpu
+	@$(VENV)/bin/python -m benchmarks.gpu_suite
+
+$(VENV)/.gpu: $(VENV)/.dev
+	@$(PIP) -e '.[cuda]'
 	@touch $@
 
 bench: $(VENV)/.peers
