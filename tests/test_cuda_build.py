@@ -104,6 +104,16 @@ def test_a_file_gives_back_the_code_that_was_written(tmp_path: Path):
     assert kernel_from_bytes(kernel_to_bytes(kernel)) == kernel
 
 
+def test_an_operand_that_is_not_aligned_stays_so_in_a_file(tmp_path: Path):
+    engine = built()
+    variant = opened(engine.variants[0])
+    first = variant.program.launches[0]
+    site = replace(first.site, inputs=(replace(first.site.inputs[0], aligned=False), *first.site.inputs[1:]))
+    program = replace(variant.program, launches=(replace(first, site=site), *variant.program.launches[1:]))
+    again = opened(through_file(replace(engine, variants=(replace(variant, program=program),)), tmp_path).variants[0])
+    assert again.program.launches[0].site.key == site.key
+
+
 def test_carried_code_runs_only_when_its_signer_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     key = new_key(env.keys_folder())
     engine = through_file(built(), tmp_path)

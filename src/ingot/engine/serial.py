@@ -183,13 +183,13 @@ def graph_from_json(value: Json, source: Reader) -> Graph:
 
 def _operand_to_json(operand: Operand) -> Json:
     strides = None if operand.strides is None else [_dim_to_json(s) for s in operand.strides]
-    return [type_to_json(operand.type), strides, operand.constant]
+    return [type_to_json(operand.type), strides, operand.constant, *([] if operand.aligned else [False])]
 
 
 def _operand_from_json(value: Json) -> Operand:
-    type_, strides, constant = value
+    type_, strides, constant, *rest = value
     return Operand(type_from_json(type_), None if strides is None else tuple(_dim_from_json(s) for s in strides),
-                   bool(constant))
+                   bool(constant), not rest)
 
 
 def site_to_json(site: Site, out: Writer) -> Json:
