@@ -20,7 +20,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ingot.graph import F32, I8, U8, Graph, dtype_from_numpy
+from ingot.graph import F32, I8, U8, Graph, Node, dtype_from_numpy
 from ingot.passes.graph_pass import graph_pass
 from ingot.passes.resolve_shapes import resolve_shapes
 from ingot.passes.rewrite import Const, Match, P, Rule, rewrite
@@ -314,7 +314,14 @@ def fold_quantised(graph: Graph, target: Target) -> Graph:
     return rewrite(graph, RULES if target.kind == SUMS_INTEGERS else POINTWISE)
 
 
-@graph_pass(after=(fold_quantised,))
+def why_not(graph: Graph, node: Node) -> str | None:
+    """None if the node is a Dequantize that moves to its readers, else why it stays where it is."""
+    if node.op != "Dequantize":
+        return f"it is {node.op}, not a Dequantize"
+    return "its result is an output of the model" if node.output in graph.outputs else None
+
+
+@graph_pass(after=(fold_quantised,), why_not=why_not)
 def sink_dequantized(graph: Graph, target: Target) -> Graph:
     """Give every reader of dequantised integers a Dequantize of its own, right before it, to be done in registers."""
     held = {n.output: n for n in graph.nodes if n.op == "Dequantize" and n.output not in graph.outputs}
