@@ -74,7 +74,9 @@ class HostLaunches:
         if whole.nbytes:
             self._driver.download(whole.ctypes.data, address, whole.nbytes, stream)
             self._driver.finish(stream)
-        return whole, np.lib.stride_tricks.as_strided(whole, shape, tuple(s * dtype.itemsize for s in steps))
+        plain = whole.view(np.uint8) if dtype.itemsize == 1 else whole      # numpy cannot stride over all fp8 types
+        view = np.lib.stride_tricks.as_strided(plain, shape, tuple(s * dtype.itemsize for s in steps))
+        return whole, view.view(dtype)
 
 
 __all__ = ["HostLaunches"]
