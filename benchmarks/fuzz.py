@@ -40,7 +40,7 @@ from onnx.backend.test.case.node import collect_testcases
 
 import ingot
 from ingot.engine import read_engine
-from ingot.engine.format import _HEAD, MAGIC
+from ingot.engine.format import _HEAD, MAGIC, VERSION
 from ingot.errors import IngotError, InternalError
 from ingot.frontend import load
 from ingot.runtime.session import Session
@@ -259,7 +259,7 @@ def mutated_engine(rng: random.Random, seeds: list[bytes], parsed: list[tuple[An
             length = _HEAD.unpack(raw[:_HEAD.size])[3]
             if _HEAD.size + length <= len(raw):
                 digest = hashlib.sha256(raw[_HEAD.size:_HEAD.size + length]).digest()
-                raw = _HEAD.pack(MAGIC, 1, 0, length, len(raw), digest) + raw[_HEAD.size:]
+                raw = _HEAD.pack(MAGIC, VERSION, 0, length, len(raw), digest) + raw[_HEAD.size:]
         return raw
     text, sections = rng.choice(parsed)
     manifest = json.loads(text)
@@ -272,7 +272,7 @@ def mutated_engine(rng: random.Random, seeds: list[bytes], parsed: list[tuple[An
 def packed_engine(manifest: bytes, sections: bytes) -> bytes:
     """A file with this manifest, its sections behind it, and a head that vouches for both."""
     start = -(-(_HEAD.size + len(manifest)) // 64) * 64 if sections else _HEAD.size + len(manifest)
-    head = _HEAD.pack(MAGIC, 1, 0, len(manifest), start + len(sections), hashlib.sha256(manifest).digest())
+    head = _HEAD.pack(MAGIC, VERSION, 0, len(manifest), start + len(sections), hashlib.sha256(manifest).digest())
     return head + manifest + bytes(start - len(head) - len(manifest)) + sections
 
 
