@@ -34,7 +34,7 @@ import sys, time
 import ingot
 model, axes, inputs, out, threads, verify = sys.argv[1:7]
 begin = time.perf_counter()
-options = ingot.BuildOptions(threads=int(threads), verify=verify == "1")
+options = ingot.BuildOptions(threads=int(threads), verify=verify == "1", strict=True)
 engine = ingot.build(model, dict.fromkeys(inputs.split(","), axes), options)
 ingot.save(engine, out)
 print(time.perf_counter() - begin)
