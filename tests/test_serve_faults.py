@@ -270,7 +270,9 @@ def test_sigterm_under_load_answers_every_accepted_request(repository):
                         client.infer("double", [given])
                         outcomes.append("200")
                     except InferenceServerException as error:
-                        outcomes.append("gRPC: refused" if error.status() == "StatusCode.UNAVAILABLE" else str(error))
+                        # a call that gRPC holds but has not yet handed over when the port closes ends as CANCELLED
+                        closed = error.status() in ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED")
+                        outcomes.append("gRPC: refused" if closed else str(error))
                         return
 
         threads = [threading.Thread(target=client_of, args=(n,)) for n in ["double"] * 8 + ["slow"] * 3]

@@ -41,6 +41,9 @@ def index_limit(graph: Graph, value: str) -> int | None:
                 table = graph.types[node.inputs[0]]
                 size = table.shape[int(node.attrs.get("axis", 0))]  # type: ignore[call-overload]
                 limits += [size] if isinstance(size, int) else []
+            elif node.op == "RoiAlign" and node.inputs[2] == name:      # which image of the batch a box is of
+                images = graph.types[node.inputs[0]].shape[0]
+                limits.append(images if isinstance(images, int) else 1)
             elif node.op in _CARRIERS:
                 fresh = [o for o in node.outputs if o and o not in seen]
                 seen.update(fresh)
