@@ -19,6 +19,7 @@ from ingot.compiler.parts import check_options, flow_report, together, verified_
 from ingot.compiler.precision import FLOATS, Plan, lowered_precision
 from ingot.compiler.profiles import all_of, fitting, one_only, profiles_of
 from ingot.compiler.sensitivity import Metric
+from ingot.compiler.short import short_build, told_roundings
 from ingot.compiler.stages import Clock, Dump, race_text, refuse_reference, report
 from ingot.engine import Engine, Variant, graph_digest, is_exact, make_variant, read_engine, write_engine
 from ingot.errors import EngineError, InternalError, UnsupportedError
@@ -33,7 +34,7 @@ from ingot.runtime.host import host_target
 from ingot.runtime.session import Session, code_cache
 from ingot.target import Target
 from ingot.tune import Progress, Tuning, TuningCache, generator_version, tune
-from ingot.verify import Verdict, failing_probe, original_from, refuse, remembered, verify
+from ingot.verify import Verdict, failing_probe, original_from, probes, refuse, remembered, verify
 
 _LOG = logging.getLogger("ingot")
 Feeds = Mapping[str, np.ndarray]
@@ -132,6 +133,17 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
 def _compiled(graph: Graph, target: Target, options: BuildOptions, dump: Dump, clock: Clock,
               progress: Callable[[Progress], None] | None) -> tuple[Graph, Variant, Tuning]:
     """One graph, from the passes to the plan."""
+    if options.precision == "bf16":
+        with clock("tune"):
+            short = short_build(graph, target, lambda p: _tune(p, target, options, progress), race=options.tune,
+                                watch=dump.watch)
+        refuse_reference(short.program, options)
+        dump("program", lambda: str(short.program))
+        dump("tune", lambda: race_text(short.program, short.tuning))
+        with clock("plan"):
+            told = {**report(graph, short.graph, short.program), **short.report()}
+            variant = make_variant(short.program, target, short.tuning.choices, short.tuning.kernels, told)
+        return short.graph, variant, short.tuning
     with clock("optimize"):
         optimized = _optimize(graph, target, options, dump)
     with clock("lower"):
@@ -199,8 +211,11 @@ def _verified(engine: Engine, variant: Variant, optimized: Graph, model: Any, op
     if taken.original in (None, "reference"):
         judge = remembered(judge, lambda: graph_digest(engine.graph), env.cache_folder() / "answers")
     session = Session(engine, variant=variant)
-    verdict = verify(session.run, judge, engine.graph, engine=engine.name, inputs=inputs, seed=options.seed,
-                     exact=is_exact(variant))
+    short = "bf16" if variant.report.get("precision") == "bf16" else ""
+    tried = [p for p in probes(engine.graph, options.seed) if p.name.startswith("random")] if short else None
+    verdict = verify(session.run, judge, engine.graph, engine=engine.name + (f" in {short}" if short else ""),
+                     inputs=inputs, seed=options.seed, exact=is_exact(variant), tried=tried, short=short,
+                     rounded=told_roundings(variant.report))
     verdict = replace(verdict, notes=taken.notes)
     if not verdict.passed:
         probe = failing_probe(verdict, engine.graph, inputs, options.seed)

@@ -12,6 +12,7 @@ import numpy as np
 from ingot.compiler.divergence import divergence
 from ingot.compiler.gpu import short_feeds, wide_results
 from ingot.compiler.intake import Extras
+from ingot.compiler.short import told_roundings
 from ingot.engine import Engine, is_exact
 from ingot.errors import InputError
 from ingot.frontend import Source, picture, source_from
@@ -50,7 +51,7 @@ def check_engine(original: Any, engine: Engine, *, session: Session | CudaSessio
     tried = [p for p in probes(graph, seed) if p.name.startswith("random")] if short in ("f16", "bf16") else None
     verdict = verify(lambda feeds: wide_results(graph, session.run(short_feeds(session.variant, feeds))), judge, graph,
                      engine=name or engine.name, inputs=inputs, seed=seed, exact=is_exact(session.variant),
-                     tried=tried, short=short)
+                     tried=tried, short=short, rounded=told_roundings(session.variant.report))
     if not bisect:
         return verdict
     if session.variant.target.kind == "cuda":

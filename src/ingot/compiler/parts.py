@@ -48,7 +48,7 @@ def together(tunings: Sequence[Tuning]) -> Tuning:
 def check_options(flow: Flow, options: BuildOptions) -> None:
     """Raises UnsupportedError where what was asked for is not to be had for a model in parts."""
     asked = [*([f"target {options.target}"] if options.target not in ("", "x86") else []),
-             *([f"precision {options.precision}"] if options.precision not in FLOATS else [])]
+             *([f"precision {options.precision}"] if options.precision not in FLOATS - {"bf16"} else [])]
     if asked:
         raise UnsupportedError(f"{' and '.join(asked)} of a model that data decides the course of",
                                why=tuple(f"{c.node.where}: {c.why}" for c in flow.calls),

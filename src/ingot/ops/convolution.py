@@ -1,11 +1,11 @@
 """Convolutions. They take their operands in any layout; the attribute `layout` says how their result lies."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ingot.graph import I32, U8, Dim, TensorType
+from ingot.graph import BF16, F32, I32, U8, Dim, TensorType
 from ingot.ops.op import Attrs, Op, Sample, Types, declare
-from ingot.ops.samples import f32, i8, integers, scalar, u8, values
+from ingot.ops.samples import bf16, f32, i8, integers, scalar, short_values, u8, values
 from ingot.ops.shapes import given, integer, ints, same_dim, same_dtype, word
 
 
@@ -216,3 +216,25 @@ declare(Op("ConvInteger", "convolution of 8-bit integers, less their zero points
     ((TensorType(U8, (2, 3, 23, 21), "c4"), integers(40, 3, 7, 7), scalar(5, "uint8")),
      {"layout": "c16", "strides": (2, 2), "pads": (3, 3, 3, 3)}),
     ((TensorType(U8, (2, 32, 6, 6), "c8"), integers(24, 32, 1, 1), scalar(4, "uint8")), {"layout": "c8"}))))
+
+
+def _short_conv(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
+    x, weight = given(types[0]), given(types[1])
+    if x.dtype != BF16 or weight.dtype != BF16:
+        raise ValueError(f"it takes bf16, not {x.dtype} by {weight.dtype}")
+    (made,) = _conv((replace(x, dtype=F32), replace(weight, dtype=F32), *types[2:]), attrs, outputs)
+    return (made,)
+
+
+def _s(x: tuple[int, ...], w: tuple[int, ...], bias: bool = True, layout: str = "c16", **attrs: object) -> Sample:
+    return ((TensorType(BF16, x, layout), short_values(*w), *((values(w[0]),) if bias else ())),
+            {**attrs, "layout": layout})
+
+
+declare(Op("ShortConv", "convolution of bf16, summed and left in f32; the bias is f32", ("x", "weight", "bias?"),
+           _short_conv, {**_WINDOW, "group": 1, "layout": ""}, blocked=True, samples=(
+    ((bf16(1, 3, 6, 6), short_values(4, 3, 3, 3), values(4)), {"pads": (1, 1, 1, 1)}),
+    _s((2, 16, 14, 14), (32, 16, 3, 3), pads=(1, 1, 1, 1)), _s((1, 22, 9, 9), (37, 22, 3, 3), strides=(2, 2)),
+    _s((2, 64, 7, 7), (48, 64, 1, 1), False), _s((1, 40, 9, 9), (70, 40, 1, 1), strides=(2, 2)),
+    _s((1, 32, 8, 8), (64, 16, 3, 3), group=2, pads=(1, 1, 1, 1)),
+    _s((2, 32, 6, 6), (24, 32, 1, 1), layout="c8"))))

@@ -22,7 +22,8 @@ DTYPE_ATTRIBUTES = frozenset({
     ("DequantizeLinear", "output_dtype"),
     ("Attention", "softmax_precision")})        # numbers of element types in ONNX, short names here
 OWN_ATTRIBUTES = frozenset({
-    ("Conv", "layout"), ("ConvTranspose", "layout"), ("ConvInteger", "layout"), ("Range", "dtype"),
+    ("Conv", "layout"), ("ConvTranspose", "layout"), ("ConvInteger", "layout"), ("ShortConv", "layout"),
+    ("Range", "dtype"),
     ("ConstantOfShape", "dtype"),
     ("ConstantOfShape", "value")})              # ONNX has them elsewhere, or not at all
 SCALARS = frozenset({

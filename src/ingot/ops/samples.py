@@ -60,6 +60,11 @@ def values(*shape: int, low: float = -1.0, high: float = 1.0) -> np.ndarray:
     return np.random.default_rng(1).uniform(low, high, shape).astype(np.float32)
 
 
+def short_values(*shape: int) -> np.ndarray:
+    """Reproducible bf16 numbers in [-1, 1): a constant operand."""
+    return values(*shape).astype(ml_dtypes.bfloat16)
+
+
 def integers(*shape: int, low: int = -127, high: int = 128, dtype: str = "int8") -> np.ndarray:
     """Reproducible integers in [low, high): a constant operand."""
     return np.random.default_rng(2).integers(low, high, shape).astype(np.dtype(getattr(ml_dtypes, dtype, dtype)))

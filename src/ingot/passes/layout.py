@@ -29,10 +29,11 @@ from ingot.target import Target
 BLOCKS = {"avx512": 16, "avx2": 8}      # channels per block, by instruction set
 FEW = 8                                 # channels last: an input of fewer channels than this is read plain
 FLOATS = frozenset({F32, F16, BF16})  # what channels last serves
-BLOCKED = frozenset({F32, U8, I8, I32}) # what blocks serve
+BLOCKED = frozenset({F32, BF16, U8, I8, I32})   # what blocks serve
 Served = frozenset[DType]
 WORD = 4                                # 8-bit channels that sums of integers take at once
-CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "ConvInteger"})
+NARROW: Mapping[str, DType] = {"ConvInteger": U8, "ShortConv": BF16}    # convolutions with kernels for blocks only
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", *NARROW})
 TO_PLAIN = frozenset({"GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"})
 PASS_ON = frozenset({"MaxPool", "AveragePool", "LpPool", "Resize"})
 JOINTS = frozenset({"Concat", "Split"})
@@ -72,8 +73,8 @@ def unfit(graph: Graph, node: Node, block: int) -> str | None:
     if not block:
         return "the target has no blocked layout"
     x, weight = graph.types[node.inputs[0]], graph.types[node.inputs[1]]
-    if x.dtype != (U8 if node.op == "ConvInteger" else F32) or not 3 <= x.rank <= 5:
-        return f"its input is {x}: not f32 of rank 3 to 5, or u8 for sums of integers"
+    if x.dtype != NARROW.get(node.op, F32) or not 3 <= x.rank <= 5:
+        return f"its input is {x}: not {NARROW.get(node.op, F32)} of rank 3 to 5"
     if node.inputs[1] not in graph.constants:
         return "its weight is not a constant"
     group = int(str(attribute(node, "group")))
@@ -95,6 +96,8 @@ def _carries(graph: Graph, node: Node, value: str, served: Served, block: int) -
     op, x = OPS.get(node.op), graph.types[value]
     if op is None or not op.blocked or x.dtype not in served or x.rank < 3 or node.op in CONVOLUTIONS:
         return False
+    if block and x.dtype == BF16 and not op.pointwise and node.op != "Concat":
+        return False                    # bf16 in blocks is only what convolutions read
     if node.op in TO_PLAIN:
         return value == node.inputs[0]
     if node.op in JOINTS:
@@ -111,10 +114,11 @@ def _carries(graph: Graph, node: Node, value: str, served: Served, block: int) -
 
 
 def _joins(graph: Graph, node: Node, block: int) -> bool:
-    """Whether the parts of a Concat or Split of f32 can lie in blocks side by side."""
+    """Whether the parts of a Concat or Split of f32 (a Concat of bf16, too) can lie in blocks side by side."""
     whole, parts = (node.output, node.inputs) if node.op == "Concat" else (node.inputs[0], node.outputs)
     types = [graph.types[v] for v in parts if v]
-    if len(types) != len(parts) or any(v in graph.constants for v in parts) or any(t.dtype != F32 for t in types):
+    if len(types) != len(parts) or any(v in graph.constants for v in parts) or any(
+            t.dtype not in (F32, BF16) for t in types):
         return False
     axis = int(str(attribute(node, "axis"))) % graph.types[whole].rank
     channels = [t.shape[1] for t in types]
@@ -152,8 +156,8 @@ def _chains(graph: Graph, fits: Sequence[Node], block: int, served: Served = BLO
                 if value and value not in graph.constants and node.op not in TO_PLAIN:
                     parent[root(value)] = root(node.output)
     count: dict[str, int] = {}
-    for node in fits:                   # sums of integers have kernels for blocks only: one is worth two Reorders
-        weight = 2 if node.op == "ConvInteger" else 1
+    for node in fits:                   # what has kernels for blocks only is worth two Reorders
+        weight = 2 if node.op in NARROW else 1
         count[root(node.output)] = count.get(root(node.output), 0) + weight
     return {id(n): count[root(n.output)] for n in fits}
 
@@ -245,7 +249,7 @@ def choose_layout(graph: Graph, target: Target) -> Graph:
 def _convolution(at: _Places, node: Node, layout: str, least: int) -> None:
     x = node.inputs[0]
     channels = at.graph.types[x].shape[1]
-    few = isinstance(channels, int) and channels < least and node.op != "ConvInteger"
+    few = isinstance(channels, int) and channels < least and node.op not in NARROW
     plain = few and not at.blocked(x) and attribute(node, "group") == 1
     wanted = "" if plain else layout
     if node.op == "ConvInteger" and isinstance(channels, int) and channels <= WORD and not at.blocked(x):

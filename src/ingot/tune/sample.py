@@ -13,7 +13,8 @@ from ingot.ops import OPS
 UNIT = {"f64": 2.0**-53, "f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}      # unit roundoff
 _LAMBDA = 16.0      # both sides round; generous, as a kernel that is wrong is wrong by far more
 _ROWS = frozenset({"LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax"})
-_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "MatMulInteger", "ConvInteger"})
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "MatMulInteger", "ConvInteger",
+                       "ShortMatMul", "ShortConv"})
 
 
 def small_sizes(site: Site) -> dict[str, int]:

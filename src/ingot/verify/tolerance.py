@@ -81,12 +81,13 @@ def rounding_length(node: Node, types: tuple[TensorType | None, ...], bindings: 
     x = types[0] if types else None
     if x is None or node.op in MOVEMENT:
         return 0.0
-    if node.op in ("MatMul", "Gemm"):
+    if node.op in ("MatMul", "Gemm", "ShortMatMul"):
         transposed = bool(node.attrs.get("transA")) and node.op == "Gemm"
         return float(evaluate(x.shape[-2 if transposed and x.rank > 1 else -1], bindings))
-    if node.op in ("Conv", "ConvTranspose") and len(types) > 1 and types[1] is not None:
+    if node.op in ("Conv", "ConvTranspose", "ShortConv") and len(types) > 1 and types[1] is not None:
         weight = types[1].shape
-        return float(_sizes(weight[1:], bindings) if node.op == "Conv" else _sizes((weight[0], *weight[2:]), bindings))
+        sums = (weight[0], *weight[2:]) if node.op == "ConvTranspose" else weight[1:]
+        return float(_sizes(sums, bindings))
     if node.op == "Attention":
         key = types[1] if len(types) > 1 and types[1] is not None else x
         return float(evaluate(x.shape[-1], bindings) + evaluate(key.shape[-2], bindings)) + 2 * _FUNCTION
@@ -112,11 +113,15 @@ def rounding_length(node: Node, types: tuple[TensorType | None, ...], bindings: 
     return _FUNCTION if node.op in FUNCTIONS else _ARITHMETIC
 
 
-def tolerances(graph: Graph, bindings: Mapping[str, int], short: str = "") -> dict[str, Tolerance]:
+def tolerances(graph: Graph, bindings: Mapping[str, int], short: str = "",
+               rounded_at: Mapping[str, int] | None = None) -> dict[str, Tolerance]:
     """The tolerance of every value of a graph, for sizes of its symbols. The loosest dtype on the way counts.
 
     With a `short` type ("f16", "bf16", "tf32") sums still round as f32, while the operands and the result of every
     node on the way may each have been rounded to that type: three roundings a node, whose squares add to the sums'.
+    Where it is known how many operands were rounded on the longest way to an output (`rounded_at`), those count: an
+    operand's error is uniform within v, of variance v^2 / 3, the squares of independent ones add, and the other side
+    did not round.
     """
     rounded: dict[str, int] = dict.fromkeys((*graph.inputs, *graph.constants), 0)
     length: dict[str, float] = dict.fromkeys((*graph.inputs, *graph.constants), 0.0)
@@ -137,6 +142,8 @@ def tolerances(graph: Graph, bindings: Mapping[str, int], short: str = "") -> di
             unit[value] = max(worst, UNIT_ROUNDOFF.get(graph.types[value].dtype.name, 0.0))
     if short:
         return {v: _QUANTISED if v in integers and unit[v]
+                else _operand_tolerance(graph.types[v].dtype.name, length[v], unit[v], rounded_at[v], short)
+                if rounded_at and v in rounded_at
                 else _short_tolerance(graph.types[v].dtype.name, length[v], unit[v], rounded[v], short) for v in length}
     return {v: _QUANTISED if v in integers and unit[v] else _tolerance(graph.types[v].dtype.name, length[v], unit[v])
             for v in length}
@@ -149,6 +156,15 @@ def _short_tolerance(dtype: str, length: float, unit: float, nodes: int, short: 
     relative = LAMBDA * 2 * math.hypot(unit * math.sqrt(length + 1), coarse * math.sqrt(3 * nodes + 1))
     return Tolerance(relative, f"{LAMBDA:g}*2*sqrt(u^2*{length + 1:.0f} + v^2*{3 * nodes + 1}), u = {unit:.3g}, "
                                f"v = {coarse:.3g} ({short})")
+
+
+def _operand_tolerance(dtype: str, length: float, unit: float, operands: int, short: str) -> Tolerance:
+    if dtype not in UNIT_ROUNDOFF:
+        return Tolerance(0.0, f"{dtype} values are not rounded")
+    coarse = SHORT_ROUNDOFF[short]
+    relative = LAMBDA * math.hypot(2 * unit * math.sqrt(length + 1), coarse * math.sqrt(operands / 3))
+    return Tolerance(relative, f"{LAMBDA:g}*sqrt(4*u^2*{length + 1:.0f} + v^2*{operands}/3), u = {unit:.3g}, "
+                               f"v = {coarse:.3g} ({short} operands)")
 
 
 def _tolerance(dtype: str, length: float, unit: float) -> Tolerance:

@@ -113,8 +113,8 @@ def noted(difference: Difference, tolerance: Tolerance) -> str:
 
 
 def _judge(graph: Graph, probe: Probe, got: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray],
-           spreading: frozenset[str], short: str = "") -> list[Case]:
-    allowed = tolerances(graph, probe.bindings, short)
+           spreading: frozenset[str], short: str = "", rounded: Mapping[str, int] | None = None) -> list[Case]:
+    allowed = tolerances(graph, probe.bindings, short, rounded)
     cases = []
     for name in graph.outputs:
         shape = graph.types[name].shape
@@ -187,13 +187,15 @@ def loosened(graph: Graph, probe: Probe, wanted: np.ndarray) -> np.ndarray | Non
 
 def verify(run: Run, original: Original, graph: Graph, *, engine: str = "engine", inputs: Sequence[Feeds] = (),
            seed: int = 0, seconds: float = 60.0, exact: bool = False,
-           tried: Sequence[Probe] | None = None, short: str = "") -> Verdict:
+           tried: Sequence[Probe] | None = None, short: str = "",
+           rounded: Mapping[str, int] | None = None) -> Verdict:
     """Compare `run` with the original on the given inputs and on generated ones, or on those of `tried`.
 
     `graph` is the model as it was loaded: it says what the inputs may be and how much its sums may round. Special
     values are tried as long as `seconds` last; what was not tried is listed. An `exact` engine has no kernels that
     spread a NaN of an input over a tile or a row, so that is no excuse there. `short` names the type ("f16") in which
-    an engine keeps values that the model has in f32. Never raises for a difference: the
+    an engine keeps values that the model has in f32, `rounded` how many of those lie on the longest way to each output,
+    where the engine knows. Never raises for a difference: the
     verdict says it. Raises InputError where the original takes none of the inputs.
     """
     begin = time.perf_counter()
@@ -236,7 +238,7 @@ def verify(run: Run, original: Original, graph: Graph, *, engine: str = "engine"
                     raise
                 skipped.append(f"{probe.name}: a node on the reference path cannot compute it: {error}")
                 continue
-            judged = _judge(graph, probe, got, wanted, spreading, short)
+            judged = _judge(graph, probe, got, wanted, spreading, short, rounded)
             if not needed and any(not c.passed and c.pattern for c in judged):
                 judged, unjudged = _conditioned(judged, graph, probe, wanted, original)
                 skipped += unjudged

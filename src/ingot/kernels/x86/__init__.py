@@ -8,21 +8,22 @@ from ingot.kernels.x86.conv_im2col import Im2colConvolution
 from ingot.kernels.x86.conv_plain import PlainConvolution
 from ingot.kernels.x86.conv_transposed import TransposedConvolution
 from ingot.kernels.x86.conv_winograd import WinogradConvolution
-from ingot.kernels.x86.conv_words import IntegerConvolution
+from ingot.kernels.x86.conv_words import IntegerConvolution, ShortConvolution
 from ingot.kernels.x86.general import GENERAL
 from ingot.kernels.x86.matmul import TiledMatMul
 from ingot.kernels.x86.matmul_groups import GroupedMatMul
 from ingot.kernels.x86.matmul_plain import PlainMatMul
 from ingot.kernels.x86.matmul_strassen import StrassenMatMul
-from ingot.kernels.x86.matmul_words import IntegerMatMul
+from ingot.kernels.x86.matmul_words import IntegerMatMul, ShortMatMul
 
 _CONVOLUTIONS = (ProductConvolution(), DirectConvolution(), StemConvolution(), DepthwiseConvolution(),
                  TransposedConvolution(), Im2colConvolution())
 
 TACTICS["x86"] = TACTICS["neon"] = (
     *_CONVOLUTIONS, WinogradConvolution(), PlainConvolution(*_CONVOLUTIONS), IntegerConvolution(), IntegerDepthwise(),
+    ShortConvolution(),
 
-    TiledMatMul(), StrassenMatMul(), PlainMatMul(), IntegerMatMul(), GroupedMatMul(),
+    TiledMatMul(), StrassenMatMul(), PlainMatMul(), IntegerMatMul(), ShortMatMul(), GroupedMatMul(),
     BlockedAttention(),
 
     *GENERAL,

@@ -28,7 +28,7 @@ class IntegerDepthwise(Tactic):
     name = "x86.conv_depthwise_integer"
 
     def declines(self, site: Site, target: Target) -> str | None:
-        f = form(site, integer=True)
+        f = form(site, kind="ConvInteger")
         if isinstance(f, str):
             return f
         isa = isa_of(target)
@@ -81,7 +81,7 @@ class IntegerDepthwise(Tactic):
 
 
 def _form(site: Site) -> Form:
-    found = form(site, integer=True)
+    found = form(site, kind="ConvInteger")
     if isinstance(found, str):
         raise ValueError(found)
     return found

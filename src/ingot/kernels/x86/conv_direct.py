@@ -342,7 +342,7 @@ class Emitter:
     def _begin(self, stream: Value, first: Int, v: int) -> Value:
         """What the sums of a vector of channels start at."""
         code = self.code
-        if self.dot is None:
+        if self.dot is None or self.dot.element == "float":
             bias = self.epilogue.bias(code.mul(code.add(first, v), self.lanes))
             return bias or code.zero("float", self.lanes)
         if self.zero is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ingot.graph import F32, F64, I8, U8, Dim, DType, TensorType
+from ingot.graph import BF16, F32, F64, I8, U8, Dim, DType, TensorType
 from ingot.kernels import Operand, Site
 from ingot.kernels.codegen import Code, Int, Value, element_of
 from ingot.kernels.codegen.steps import declines_steps, operands_of, run_steps
@@ -44,7 +44,7 @@ class Placed:
 class Form:
     """A Conv or ConvTranspose, spelled out."""
 
-    dtype: DType
+    dtype: DType            # of the input; of narrow floats, what they are summed in
     transposed: bool
     batch: Dim
     channels: int           # of the input
@@ -121,14 +121,16 @@ def _three_ints(values: tuple[int, ...]) -> Ints3:
     return a, b, c
 
 
-def form(site: Site, *, integer: bool = False) -> Form | str:
+def form(site: Site, *, kind: str = "") -> Form | str:
     """The convolution a site is built around, or why it is none that kernels are generated for.
 
-    With `integer` it must be a ConvInteger of u8 by i8, else a Conv or ConvTranspose of floats.
+    `kind` may name one of narrow elements: ConvInteger (u8 by i8) or ShortConv (bf16); else it must be a Conv or
+    ConvTranspose of floats.
     """
     step = site.step
-    if step.op not in (("ConvInteger",) if integer else ("Conv", "ConvTranspose")):
-        return f"{step.op} is no convolution" + (" of integers" if integer else "")
+    integer, short = kind == "ConvInteger", kind == "ShortConv"
+    if step.op not in ((kind,) if kind else ("Conv", "ConvTranspose")):
+        return f"{step.op} is no {kind or 'convolution'}"
     if site.main != 0 or len(site.outputs) != 1:
         return "a prologue or several outputs"
     x_index, weight_index, bias_index = (*step.inputs, None)[:3]
@@ -139,7 +141,9 @@ def form(site: Site, *, integer: bool = False) -> Form | str:
     x, weight, out = site.inputs[x_index], site.inputs[weight_index], site.outputs[0]
     if integer and (x.type.dtype, weight.type.dtype) != (U8, I8):
         return f"elements of type {x.type.dtype} by {weight.type.dtype}"
-    if not integer and (x.type.dtype not in (F32, F64) or {out.type.dtype, weight.type.dtype} != {x.type.dtype}):
+    if short and (x.type.dtype, weight.type.dtype) != (BF16, BF16):
+        return f"elements of type {x.type.dtype} by {weight.type.dtype}"
+    if not kind and (x.type.dtype not in (F32, F64) or {out.type.dtype, weight.type.dtype} != {x.type.dtype}):
         return f"elements of type {x.type.dtype} -> {out.type.dtype}"
     if not 3 <= x.type.rank <= 5:
         return f"{x.type.rank - 2} spatial axes"
@@ -162,10 +166,11 @@ def form(site: Site, *, integer: bool = False) -> Form | str:
     if isinstance(out_place, str):
         return out_place
     bias = None if bias_index is None else site.inputs[bias_index]
-    return Form(x.type.dtype, transposed, x.type.shape[0], channels, filters, groups, _three(x.type.shape[2:], 1),
-                _three(out.type.shape[2:], 1), _three_ints(window.kernel), _three_ints(window.strides),
-                _three_ints(window.dilations), _three(window.begins, 0), _three(window.ends, 0), x_place, out_place,
-                x_index, weight_index, bias_index, weight.constant, bias is not None and bias.constant)
+    return Form(F32 if short else x.type.dtype, transposed, x.type.shape[0], channels, filters, groups,
+                _three(x.type.shape[2:], 1), _three(out.type.shape[2:], 1), _three_ints(window.kernel),
+                _three_ints(window.strides), _three_ints(window.dilations), _three(window.begins, 0),
+                _three(window.ends, 0), x_place, out_place, x_index, weight_index, bias_index, weight.constant,
+                bias is not None and bias.constant)
 
 
 # --- the epilogue ---------------------------------------------------------------------------------------------------

@@ -67,8 +67,8 @@ def declines(site: Site, target: Target) -> Form | str:
     return declines_epilogue(site) or f
 
 
-def grid_of(site: Site, *, integer: bool = False) -> Grid:
-    f = form(site, integer=integer)
+def grid_of(site: Site, *, kind: str = "") -> Grid:
+    f = form(site, kind=kind)
     if isinstance(f, str):
         raise ValueError(f)
     whole = all(p.type.layout and p.steps[3] == p.steps[4] * p.type.shape[-1] for p in (f.x, f.out))

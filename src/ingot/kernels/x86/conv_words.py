@@ -1,9 +1,10 @@
-"""Convolutions of u8 by constant i8 over blocked channels, summed exactly in 32 bits.
+"""Convolutions of narrow elements over blocked channels: u8 by constant i8 in i32, bf16 by constant bf16 in f32.
 
-The register tiles of `conv_direct`, over 32-bit words: a block of 16 (or 8) u8 channels is four (or two) words, each
-broadcast and multiplied into a register of output channels (see codegen/dot.py). Weights are packed as there, each
-group of channels after a row of minus its sums: sums start at that row times the input's zero point, and what lies
-outside the input is that zero point, so that padding adds nothing.
+The register tiles of `conv_direct`, over 32-bit words: a block of 16 (or 8) u8 channels is four (or two) words, one of
+bf16 twice as many, each broadcast and multiplied into a register of output channels (see codegen/dot.py). Weights are
+packed as there, each group of channels after a row of minus its sums: sums of integers start at that row times the
+input's zero point, and what lies outside the input is that zero point, so that padding adds nothing. Sums of bf16 start
+at the bias.
 """
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ import numpy as np
 
 from ingot.graph import Dim
 from ingot.graph.dim import symbols_of
-from ingot.kernels.codegen import Code, isa_of
-from ingot.kernels.codegen.dot import Dot, integer_dot
+from ingot.kernels.codegen import Code, Isa, isa_of
+from ingot.kernels.codegen.dot import Dot, bf16_dot, integer_dot
 from ingot.kernels.codegen.tile import fits
 from ingot.kernels.tactic import Kernel, Params, Site, Tactic
 from ingot.kernels.x86.conv_direct import Emitter
@@ -30,7 +31,7 @@ class IntegerConvolution(Tactic):
     name = "x86.conv_integer"
 
     def declines(self, site: Site, target: Target) -> str | None:
-        f = form(site, integer=True)
+        f = form(site, kind="ConvInteger")
         if isinstance(f, str):
             return f
         isa = isa_of(target)
@@ -40,15 +41,7 @@ class IntegerConvolution(Tactic):
             return "not in this instruction set's blocked layout"
         if why := declines_operands(site, f):
             return why
-        if f.groups > 1 and (f.width % isa.block or f.depth % isa.block):
-            return "groups that are not whole channel blocks"
-        if any(isinstance(p, int) and p < 0 for p in (*f.begins, *f.ends)):
-            return "negative padding"
-        if f.out.steps[4] != f.out.block or f.x.steps[4] != f.x.block:
-            return "strided pixels"
-        if not f.static and (f.kernel[0] > 1 or symbols_of(f.begins[1]) | symbols_of(f.begins[2])):
-            return "symbolic spatial sizes with symbolic padding or three axes"
-        return declines_epilogue(site)
+        return declines_grid(f, isa) or declines_epilogue(site)
 
     def space(self, site: Site, target: Target) -> Iterator[Params]:
         dot, isa = integer_dot(target), isa_of(target)
@@ -82,6 +75,62 @@ class IntegerConvolution(Tactic):
         return Kernel(self.name, code.module(), ("conv_words",), 0, emitter.scratch)
 
 
+class ShortConvolution(Tactic):
+    """bf16 by bf16, blocked input and output, any window of up to three axes, groups of whole blocks."""
+
+    name = "x86.conv_bf16"
+
+    def declines(self, site: Site, target: Target) -> str | None:
+        f = form(site, kind="ShortConv")
+        if isinstance(f, str):
+            return f
+        isa = isa_of(target)
+        if bf16_dot(target) is None:
+            return "the processor multiplies no bf16"
+        if f.out.block != isa.block or f.x.block != isa.block:
+            return "not in this instruction set's blocked layout"
+        if not f.constant_weight or (f.bias_index is not None and not f.constant_bias):
+            return "the weight is not constant"
+        if f.depth % 2:
+            return f"{f.depth} channels are no whole words"
+        return declines_grid(f, isa) or declines_epilogue(site)
+
+    def space(self, site: Site, target: Target) -> Iterator[Params]:
+        if (dot := bf16_dot(target)) is not None:
+            yield from points(site, word_grid(site, dot, "ShortConv"), target)
+
+    def pack(self, site: Site, params: Params, target: Target,
+             constants: Mapping[int, np.ndarray]) -> Mapping[int, np.ndarray]:
+        if (dot := bf16_dot(target)) is None:
+            return {}
+        grid = word_grid(site, dot, "ShortConv")
+        packed = pack_channels(site, grid.f, constants)
+        packed[grid.f.weight_index] = pack_words(grid, constants[grid.f.weight_index], params["vectors"],
+                                                 isa_of(target).lanes, dot)
+        return packed
+
+    def emit(self, site: Site, params: Params, target: Target) -> Kernel:
+        if (dot := bf16_dot(target)) is None:
+            raise ValueError("no dot products of bf16")
+        code = Code(isa_of(target), site.symbols)
+        emitter = Emitter(code, site, word_grid(site, dot, "ShortConv"), params, dot=dot)
+        emitter.emit("conv_bf16")
+        return Kernel(self.name, code.module(), ("conv_bf16",), 0, emitter.scratch)
+
+
+def declines_grid(f: Form, isa: Isa) -> str | None:
+    """Why the window or the groups of a convolution of words are not taken, or None."""
+    if f.groups > 1 and (f.width % isa.block or f.depth % isa.block):
+        return "groups that are not whole channel blocks"
+    if any(isinstance(p, int) and p < 0 for p in (*f.begins, *f.ends)):
+        return "negative padding"
+    if f.out.steps[4] != f.out.block or f.x.steps[4] != f.x.block:
+        return "strided pixels"
+    if not f.static and (f.kernel[0] > 1 or symbols_of(f.begins[1]) | symbols_of(f.begins[2])):
+        return "symbolic spatial sizes with symbolic padding or three axes"
+    return None
+
+
 def declines_operands(site: Site, f: Form) -> str | None:
     """Why the weight and the zero points of a ConvInteger are not taken, or None."""
     if not f.constant_weight:
@@ -94,9 +143,9 @@ def declines_operands(site: Site, f: Form) -> str | None:
     return None
 
 
-def word_grid(site: Site, dot: Dot) -> Grid:
+def word_grid(site: Site, dot: Dot, kind: str = "ConvInteger") -> Grid:
     """The grid of a site, its input seen as 32-bit words of `dot.ratio` channels."""
-    grid = grid_of(site, integer=True)
+    grid = grid_of(site, kind=kind)
     f, ratio = grid.f, dot.ratio
     blocks = -(-f.depth // f.x.block)
 
@@ -105,7 +154,9 @@ def word_grid(site: Site, dot: Dot) -> Grid:
 
     a, b, c, d, e = f.x.steps
     place = replace(f.x, steps=(words(a), words(b), words(c), words(d), words(e)))
-    channels = blocks * f.x.block // ratio * f.groups
+    # integers times no weight are nothing, whatever lies past the last channel; a NaN there is something
+    each = blocks * f.x.block // ratio if kind == "ConvInteger" else -(-f.depth // ratio)
+    channels = each * f.groups
     return Grid(replace(f, x=place, channels=channels), f.x.block // ratio, grid.padded, grid.flat)
 
 
@@ -113,7 +164,7 @@ def pack_words(grid: Grid, weight: np.ndarray, vectors: int, lanes: int, dot: Do
     """Per group of channels: minus the sums, then [input block][tap][word][vector][register][lane], flat i32."""
     f, ratio = grid.f, dot.ratio
     count = vectors_of(f, lanes)
-    deep = f.depth * ratio                                      # input channels per group, whole blocks
+    deep = grid.blocks * grid.block * ratio                     # input channels per group, whole blocks
     whole = np.zeros((f.groups, count * lanes, deep, f.taps), weight.dtype)
     inner = weight.shape[1]
     whole[:, :f.width, :inner] = weight.reshape(f.groups, f.width, inner, f.taps)
@@ -131,4 +182,4 @@ def pack_words(grid: Grid, weight: np.ndarray, vectors: int, lanes: int, dot: Do
     return np.concatenate(parts)
 
 
-__all__ = ["IntegerConvolution", "declines_operands", "pack_words", "word_grid"]
+__all__ = ["IntegerConvolution", "ShortConvolution", "declines_operands", "pack_words", "word_grid"]

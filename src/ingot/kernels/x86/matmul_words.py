@@ -1,4 +1,4 @@
-"""Products of narrow elements with a constant right operand: u8 x i8 into i32.
+"""Products of narrow elements with a constant right operand: u8 x i8 into i32, bf16 x bf16 into f32.
 
 Register tiles as in `matmul`, over 32-bit words of adjacent depth elements (see codegen/dot.py). The right operand is
 packed at build into panels: first a row of minus the sums of its columns, then [word][vector][register][lane]. The left
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ingot.graph import I8, U8, product
+from ingot.graph import BF16, I8, U8, product
 from ingot.kernels.codegen import Code, Int, Isa, Value, isa_of
-from ingot.kernels.codegen.dot import Dot, integer_dot
+from ingot.kernels.codegen.dot import Dot, bf16_dot, integer_dot
 from ingot.kernels.codegen.tile import Tile, fits
 from ingot.kernels.tactic import Kernel, Params, Site, Tactic
 from ingot.kernels.x86.matmul import Emission, Task, at_profile, tiles_for
@@ -67,6 +67,45 @@ class IntegerMatMul(Tactic):
             raise ValueError(str(form))
         zero = (*site.step.inputs, None)[2]
         return WordEmission(site, form, params, isa_of(target), dot, zero).kernel()
+
+
+class ShortMatMul(Tactic):
+    """bf16 by constant bf16, summed in f32."""
+
+    name = "x86.matmul_bf16"
+
+    def declines(self, site: Site, target: Target) -> str | None:
+        form = form_of(site, ("ShortMatMul",))
+        if isinstance(form, str):
+            return form
+        if bf16_dot(target) is None:
+            return "the processor multiplies no bf16"
+        left, right = site.inputs[form.left].type, site.inputs[form.right]
+        if left.dtype != BF16 or right.type.dtype != BF16:
+            return f"it takes bf16, not {left.dtype} by {right.type.dtype}"
+        if not right.constant or right.type.rank != 2 or right.strides is not None:
+            return "the right operand is no constant matrix"
+        if form.left_depth != 1 or form.no_row or form.no_column or not isinstance(form.depth, int):
+            return "the depth is not adjacent on the left, or not known"
+        return declines_epilogue(site, form, packs=True)
+
+    def space(self, site: Site, target: Target) -> Iterator[Params]:
+        form, dot = form_of(site, ("ShortMatMul",)), bf16_dot(target)
+        if not isinstance(form, str) and dot:
+            yield from word_points(site, form, dot, isa_of(target), target.threads)
+
+    def pack(self, site: Site, params: Params, target: Target,
+             constants: Mapping[int, np.ndarray]) -> Mapping[int, np.ndarray]:
+        form, dot = form_of(site, ("ShortMatMul",)), bf16_dot(target)
+        if isinstance(form, str) or dot is None or form.right not in constants:
+            return {}
+        return {form.right: word_panels(constants[form.right], params["vectors"], isa_of(target).lanes, dot)}
+
+    def emit(self, site: Site, params: Params, target: Target) -> Kernel:
+        form, dot = form_of(site, ("ShortMatMul",)), bf16_dot(target)
+        if isinstance(form, str) or dot is None:
+            raise ValueError(str(form))
+        return WordEmission(site, form, params, isa_of(target), dot).kernel()
 
 
 def word_panels(matrix: np.ndarray, vectors: int, lanes: int, dot: Dot) -> np.ndarray:
@@ -183,4 +222,4 @@ def last_word(code: Code, pointer: Value, count: int, element: str) -> Value:
     return total
 
 
-__all__ = ["IntegerMatMul", "WordEmission", "last_word", "word_panels", "word_points"]
+__all__ = ["IntegerMatMul", "ShortMatMul", "WordEmission", "last_word", "word_panels", "word_points"]
