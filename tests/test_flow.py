@@ -121,6 +121,21 @@ def test_a_shape_that_is_an_input_is_compiled_when_it_is_known(tmp_path: Path):
         session.run({"x": x, "shape": np.array([5, 5, 5])})
 
 
+@pytest.mark.parametrize(("begin", "end"), [(-2, 1 << 62), (-5, -1), (0, 4), (1, 6)])
+def test_a_slice_that_small_sizes_cut_short_is_right_at_every_size(begin: int, end: int):
+    """How many of x[-2:] there are where x has one is no expression of the size: it is cut where it runs."""
+    model = _model([_node("MatMul", "x w", "t"), _node("Slice", "t begin end axis", "cut"), _node("Exp", "cut", "y")],
+                   {"x": (F, ["N", "M", 4])}, ["y"], {"begin": np.array([begin]), "end": np.array([end]),
+                                                     "axis": np.array([1]), "w": np.eye(4, dtype=np.float32)})
+    engine = ingot.build(model, {"x": "N=1..2..3xM=1..4..9x4"}, QUICK)
+    assert engine.verdict["passed"] and str(engine.flow.types["y"]) == "f32[N,data_1-1,4]"     # the other axes stay
+    session = ingot.Session(engine)
+    for size in (1, 2, 3, 4, 9):
+        x = RNG.standard_normal((2, size, 4)).astype(np.float32)
+        np.testing.assert_allclose(session.run({"x": x})["y"], np.exp(x[:, begin:end]), rtol=1e-5)
+    assert session.referenced == () or begin != -2     # an empty cut runs on the reference
+
+
 def test_a_branch_on_data_runs_the_one_that_is_taken(tmp_path: Path):
     then = _body([_node("MatMul", "x w", "a")], {}, {"a": F})
     other = _body([_node("Neg", "x", "n"), _node("ReduceMax", "n", "b", keepdims=1)], {}, {"b": F})

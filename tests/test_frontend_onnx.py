@@ -297,7 +297,7 @@ def test_a_tensor_that_lies_about_its_size_is_refused(dims: list[int]):
         load(model)
 
 
-def test_ranges_that_a_slice_or_split_cannot_serve_are_refused():
+def test_ranges_on_which_a_slice_or_split_makes_no_one_graph_are_told():
     model = _model([helper.make_node("Slice", ["x", "start", "end"], ["y"])], {"x": ["N", 3]}, ["y"],
                    {"start": np.array([2]), "end": np.array([5])})
     with pytest.raises(UnsupportedError, match=r"N is 1.*narrower range"):

@@ -27,7 +27,7 @@ class Case:
     example: Callable[[], Any]
     dynamic: Any = None
     opset: int | None = None
-    right: bool | None = True       # None: not served yet; then `told`, and once it is served, right
+    right: bool = True
     told: tuple[str, ...] = ()
     others: tuple[Callable[[], Any], ...] = field(default=())       # further inputs it must be right on
 
@@ -170,8 +170,7 @@ class Spiral(nn.Module):
 
 @case("pytorch#186146", "masked_scatter by the new exporter: values in the wrong order",
       lambda: (torch.zeros(1, 8, 4), torch.tensor([[1, 1, 0, 1, 0, 0, 1, 0]], dtype=torch.bool),
-               torch.arange(16.0).reshape(4, 4) + 1),
-      right=None, told=("no exporter can turn MaskedScatter into ONNX", "Slice"))
+               torch.arange(16.0).reshape(4, 4) + 1))
 class MaskedScatter(nn.Module):
     def forward(self, embeds: Tensor, mask: Tensor, inject: Tensor) -> Tensor:
         return embeds.masked_scatter(mask.unsqueeze(-1), inject) * 2
@@ -253,7 +252,7 @@ CASES.append(Case("pytorch#32267", "Resize of opset 10 is not PyTorch's, in a tr
 
 
 @case("pytorch#27176", "sizes computed from scales that are not exact", noise(1, 3, 88, 22), right=False,
-      told=("[1, 3, 120, 30] where float32[1, 3, 119, 29] was due",))
+      told=("[1, 3, 120, 30] where float32[1, 3, 119, 29] was due", "inexact scale", "interpolate(x, size=...)"))
 class OddScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=120 / 88, mode="bilinear", align_corners=False)

@@ -67,6 +67,19 @@ def test_a_symbolic_link_that_leads_out_is_not_followed(tmp_path, secret):
         load(external(tmp_path / "model", location="link/secret.bin"))
 
 
+def test_a_hard_link_is_not_read(tmp_path, secret):
+    """CVE-2026-34446: no path tells that the file is another one's. A copy is read."""
+    path = external(tmp_path / "model", location="weights.bin")
+    weights = path.parent / "weights.bin"
+    os.link(secret, weights)
+    with pytest.raises(ModelError, match="hard links") as error:
+        load(path)
+    assert "cp 'weights.bin'" in str(error.value)
+    weights.unlink()
+    weights.write_bytes(secret.read_bytes())
+    np.testing.assert_array_equal(load(path).constants["w"], SECRET)
+
+
 @pytest.mark.parametrize("entries", [
     {"__class__": "evil"}, {"__init__": "evil"}, {"offset": "-4"}, {"length": "-1"}, {"length": str(1 << 60)},
     {"offset": str(1 << 62)}, {"offset": "four"}, {"length": "8"}])

@@ -1,6 +1,8 @@
 """What a graph alone gives away: that it was exported for training, that it is random, what was left outside."""
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 
 from ingot.frontend.preprocess import RECIPES
@@ -9,12 +11,31 @@ from ingot.graph import Graph, Node
 
 _RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
                      "Multinomial"})
+_EXACT = 1024       # a scale that is a fraction with such a denominator is the same number in f32 and f64
 _IMAGE = 32         # pixels a side at least, for an input to be taken for an image
 
 
 def graph_alarms(graph: Graph) -> tuple[Alarm, ...]:
     """Every alarm a graph raises by itself."""
     return (*training_alarms(graph), *preprocessing_alarms(graph))
+
+
+def scale_alarms(graph: Graph) -> tuple[Alarm, ...]:
+    """Why a Resize by scales may have another size than in the framework: size * scale lies so near a whole number that
+    rounding decides, and ONNX keeps scales in f32 where PyTorch multiplies in f64 (then both round down)."""
+    found = []
+    for node in graph.nodes:
+        scales, x = node.attrs.get("scales"), graph.types.get(node.inputs[0])
+        if node.op != "Resize" or not isinstance(scales, tuple) or x is None or len(scales) != x.rank:
+            continue
+        for size, scale in zip(x.shape, scales, strict=True):
+            due = size * float(scale) if isinstance(size, int) else 0.5
+            inexact = Fraction(float(scale)).denominator > _EXACT
+            if inexact and abs(due - round(due)) <= 2.0 ** -22 * abs(due):
+                found.append(Alarm("inexact scale", f"{size} times the scale {scale:.9g} is {due:.9g}, a whole number "
+                                   "but for rounding: the export's f32 scale and the framework's f64 give other sizes",
+                                   where=node.where, mend="give the size instead: interpolate(x, size=...)"))
+    return tuple(dict.fromkeys(found))
 
 
 def training_alarms(graph: Graph) -> tuple[Alarm, ...]:

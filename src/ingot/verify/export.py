@@ -16,7 +16,7 @@ from ingot.frontend import read
 from ingot.frontend.source import Alarm, Export, Source
 from ingot.graph import Flow, Graph
 from ingot.ops.flow import reference_flow
-from ingot.verify.alarms import graph_alarms
+from ingot.verify.alarms import graph_alarms, scale_alarms
 from ingot.verify.original import Original, reference_original
 from ingot.verify.parity import compare
 from ingot.verify.probe import Probe, probes
@@ -109,7 +109,8 @@ def accept(source: Source, *, inputs: Sequence[Feeds] = (), seed: int = 0, check
             return _accepted(source, graphs, attempts, len(attempts) - 1)
         verdict, noticed = _compared(source, graph, export.name, given, seed)
         frozen = _frozen_branches(source, graph)
-        alarms = alarms if not verdict.passed or frozen else _undecided(source, alarms)
+        alarms = (*alarms, *scale_alarms(graph.graph)) if not verdict.passed else \
+            alarms if frozen else _undecided(source, alarms)
         attempts.append(Attempt(export.name, verdict, alarms=(*noticed, *frozen, *alarms)))
         if attempts[-1].passed:
             return _accepted(source, graphs, attempts, len(attempts) - 1)

@@ -441,15 +441,16 @@ class Reader:
         self.contents.update({n: c for n, c in zip(named, held, strict=True) if c is not None})
 
     def _bounds(self, node: Node) -> None:
-        """A slice with symbolic bounds stays within its axis on the whole profile."""
+        """A slice with symbolic bounds stays within its axis on the whole profile. Raises _ByDataError: cut where it
+        runs, since what is left of `x[-2:]` where there is only one is no expression of the size."""
         x = self.build.types.get(node.inputs[0]) if node.op == "Slice" else None
         if x is None or not (x.symbols or any(isinstance(v, Expr) for k in ("starts", "ends") for v in
                                               dims(node.attrs, k) or ())):
             return
         for which in ("min", "max"):
             if clamps(x, node.attrs, sizes := {k: getattr(s, which) for k, s in self.build.symbols.items()}):
-                raise UnsupportedError(f"it cuts beyond {x} when {', '.join(f'{k} is {v}' for k, v in sizes.items())}",
-                                       mend="give a narrower range with --shapes")
+                at = ", ".join(f"{k} is {v}" for k, v in sizes.items())
+                raise _ByDataError(f"it cuts beyond {x} when {at}; a narrower range in --shapes keeps the model whole")
 
     def _measure(self, name: str, t: TensorType) -> None:
         for which in ("min", "max"):

@@ -24,6 +24,10 @@ def guessed(op: str, domain: str, opset: int, attrs: Attrs, types: Types, known:
 
     `known` holds the operands that are constants. Sizes that are not certain are `fresh()`.
     """
+    if op == "Slice" and not domain:         # inference keeps the axes that are not cut, where those are known
+        cut = _inferred(op, domain, opset, attrs, types, known, outputs, fresh)
+        if cut[0] is not None:
+            return [*map(_bounded, cut)]
     if not domain and (rule := _RULES.get(op)) is not None and types and types[0] is not None:
         try:
             found = rule(types[0], types, attrs, fresh)

@@ -133,6 +133,10 @@ def _external(tensor: onnx.TensorProto, source: Source, dtype: np.dtype, shape: 
     if not path.is_file():
         raise ModelError(f"there is no file '{location}' beside the model", where=where,
                          mend="copy the model's data file along with it")
+    if path.stat().st_nlink > 1:        # as onnx's own reader: the other name may lie anywhere (CVE-2026-34446)
+        raise ModelError(f"external data at '{location}' has other names besides (hard links)", where=where,
+                         why=("a name elsewhere may be of a file that this model has no business with",),
+                         mend=f"make it a file of its own: cp '{location}' copy && mv copy '{location}'")
     try:
         offset, length = int(entries.get("offset", "0") or 0), int(entries.get("length", "") or needed)
     except ValueError:
