@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import benchmarks.random_graphs as runner
 from benchmarks.graph_maker import SYMBOLS, Known, Made, made, misplaced
-from benchmarks.random_graphs import Maker, difference, supervise, tried
+from benchmarks.random_graphs import EMPTY, Maker, difference, free, merged, supervise, tried
 from ingot.graph import Graph, parse, show
+from ingot.lower import Program
 from ingot.ops import infer
 from ingot.runtime.host import host_target
 
@@ -130,17 +131,41 @@ def test_a_planted_error_is_found(maker: Maker) -> None:
 
 
 def test_a_crash_of_a_worker_is_a_failure_and_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dies(case: Made, maker: Maker, number: int) -> str:
+    def dies(case: Made, maker: Maker, number: int, program: Program) -> str:
         if number == 2:
             os._exit(9)
         return ""
 
     monkeypatch.setattr(runner, "tried", dies)
-    graphs, ops, failures = supervise(0, 5, 60.0, 1, tmp_path)
-    assert graphs == 5
-    assert len(failures) == 1
-    assert "ended with 9" in failures[0]
-    assert ops
+    found = supervise(0, 5, 60.0, 1, tmp_path)
+    assert found.graphs == 5
+    assert list(found.failures) == [2]
+    assert "ended with 9" in found.failures[2]
+    assert found.ops
+
+
+def test_kernels_compiled_together_give_what_they_give_one_by_one() -> None:
+    cases = [made(n) for n in range(40, 56)]
+    alone, together = Maker(host_target(1), block=0), Maker(host_target(1), block=0)
+    programs = [together.program(c.graph) for c in cases]
+    together.compile(programs)
+    assert len(together.kept) > 8
+    for case, program in zip(cases, programs, strict=True):
+        feeds = case.feeds({"N": 2, "M": 3}, 1)
+        one, other = alone.session(case.graph).run(feeds), together.session(case.graph, program).run(feeds)
+        assert all(np.array_equal(one[k], other[k], equal_nan=one[k].dtype.kind == "f") for k in one)
+
+
+def test_no_graph_counts_twice() -> None:
+    def result(first: int, end: int) -> dict[str, object]:
+        return {**EMPTY, "graphs": end - first, "ranges": [[first, end]], "until": "2026-11-20"}
+
+    both = merged(result(0, 10), result(20, 30))
+    assert free(both["ranges"], 0, 100) == (10, 10)
+    assert free(both["ranges"], 25, 100) == (30, 100)
+    assert merged(both, result(10, 20))["ranges"] == [[0, 30]]
+    with pytest.raises(ValueError, match="25 to 30 would count twice"):
+        merged(both, result(25, 40))
 
 
 def test_graphs_are_the_same_every_time_and_differ() -> None:

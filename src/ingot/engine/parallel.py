@@ -17,5 +17,8 @@ def pool() -> ThreadPoolExecutor:
 
 def spread(work: Callable[[A], T], over: Iterable[A]) -> list[T]:
     """What `work` gives for each, in order. The first exception ends it."""
+    items = tuple(over)
+    if len(items) < 2:          # a thread's start costs more than most of what is done here
+        return [work(item) for item in items]
     with pool() as threads:
-        return list(threads.map(work, over))
+        return list(threads.map(work, items))

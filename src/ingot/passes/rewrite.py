@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 
 import numpy as np
@@ -245,7 +246,7 @@ def _never(match: Match) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rule:
     """One local rewrite. `make` builds the replacement and names the value that stands for the root's output.
 
@@ -258,11 +259,11 @@ class Rule:
     make: Callable[[Match], str | tuple[str, ...]]
     decline: Callable[[Match], str | None] = _never
 
-    @property
+    @cached_property
     def patterns(self) -> tuple[Nodes, ...]:
         return self.pattern if isinstance(self.pattern, tuple) else (self.pattern,)
 
-    @property
+    @cached_property
     def roots(self) -> frozenset[str]:
         return frozenset(op for p in self.patterns for op in p.ops)
 
@@ -381,15 +382,22 @@ def explain(graph: Graph, rule: Rule) -> tuple[tuple[Node, str | None], ...]:
     return tuple((n, f if isinstance(f, str) else None) for n, f in found)
 
 
+@lru_cache(256)
+def _by_op(rules: tuple[Rule, ...]) -> Mapping[str, Sequence[Rule]]:
+    """The rules that may start at each op, in their order."""
+    found: defaultdict[str, list[Rule]] = defaultdict(list)
+    for rule in rules:
+        for op in rule.roots:
+            found[op].append(rule)
+    return found
+
+
 def rewrite(graph: Graph, rules: Sequence[Rule], *, rounds: int = 24) -> Graph:
     """Apply rules, the earlier ones first, until none fires. Gives back the same graph if none did.
 
     Raises InternalError for a rule that changes the type of a value, and for rules that never come to rest.
     """
-    by_op: defaultdict[str, list[Rule]] = defaultdict(list)
-    for rule in rules:
-        for op in rule.roots:
-            by_op[op].append(rule)
+    by_op = _by_op(tuple(rules))
     if not any(n.op in by_op for n in graph.nodes):
         return graph
     state, nodes, fuel, fired = State(graph), graph.nodes, 64 * len(graph.nodes) + 4096, False

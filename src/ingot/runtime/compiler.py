@@ -114,14 +114,19 @@ def code_key(code: str, target: Target) -> str:
     return f"{hashlib.sha256(code.encode()).hexdigest()} {told}"
 
 
-def _optimized(code: str, target: Target, name: str) -> tuple[llvm.ModuleRef, llvm.TargetMachine]:
-    machine = _machine(target)
+def _parsed(code: str, target: Target, name: str) -> llvm.ModuleRef:
+    """A module of the text. Raises CandidateError where LLVM does not take it."""
+    _initialized()
     try:
         module = llvm.parse_assembly(code)      # in the global context: one of its own may be collected before it
         module.verify()
     except RuntimeError as error:
         raise CandidateError("LLVM refuses the kernel's code", where=name, why=(str(error).strip(),)) from None
     module.triple = _TRIPLES[target.kind]
+    return module
+
+
+def _optimized(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:
     # Kernels are explicit about loops and vectors: stack slots into registers is all that is left to do. The whole of
     # -O2 takes twice as long and gave no faster kernel (pooling was slower). NewGVN is left out for good: it makes
     # sums of a loop's counter into phis of constants, which are wrong from the third turn on (LLVM 22).
@@ -132,7 +137,13 @@ def _optimized(code: str, target: Target, name: str) -> tuple[llvm.ModuleRef, ll
     for function in module.functions:
         if not function.is_declaration:
             passes.run(function, builder)
-    return module, machine
+
+
+def _tagged(module: llvm.ModuleRef, tag: str) -> llvm.ModuleRef:
+    for value in (*module.functions, *module.global_variables):
+        if tag and not value.is_declaration:
+            value.name += tag
+    return module
 
 
 def code_tag(code: str) -> str:
@@ -146,19 +157,30 @@ def compile_code(code: str, target: Target, cache: CodeCache | None = None, name
     key = code_key(code, target) + tag
     if cache and (found := cache.get(key)):
         return found
-    module, machine = _optimized(code, target, name)
-    for value in (*module.functions, *module.global_variables):
-        if tag and not value.is_declaration:
-            value.name += tag
-    made: bytes = machine.emit_object(module)
+    module, machine = _parsed(code, target, name), _machine(target)
+    _optimized(module, machine)
+    made: bytes = machine.emit_object(_tagged(module, tag))
     if cache:
         cache.put(key, made)
     return made
 
 
+def compile_together(codes: Mapping[str, str], target: Target) -> bytes:
+    """One object file for many modules of LLVM IR, by the tags their names are to end in: LLVM takes some 3 ms to
+    begin, however small the module. Raises CandidateError, ValueError where there is no module."""
+    first, *others = (_tagged(_parsed(code, target, tag), tag) for tag, code in codes.items())
+    for other in others:
+        first.link_in(other)
+    machine = _machine(target)
+    _optimized(first, machine)
+    made: bytes = machine.emit_object(first)
+    return made
+
+
 def assembly(kernel: Kernel, target: Target) -> str:
     """The kernel in assembly, for a target that need not be this machine's. Raises CandidateError."""
-    module, machine = _optimized(kernel.code, target, kernel.name)
+    module, machine = _parsed(kernel.code, target, kernel.name), _machine(target)
+    _optimized(module, machine)
     text: str = machine.emit_assembly(module)
     return text
 

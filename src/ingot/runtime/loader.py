@@ -15,7 +15,16 @@ from ingot.engine import Variant
 from ingot.errors import CandidateError, EngineError
 from ingot.graph import parse_dim
 from ingot.kernels import Kernel, Site
-from ingot.runtime.compiler import CodeCache, Library, code_key, code_tag, compile_code, load_objects
+from ingot.runtime.compiler import (
+    CodeCache,
+    Library,
+    code_key,
+    code_tag,
+    compile_code,
+    compile_together,
+    load_object,
+    load_objects,
+)
 from ingot.target import Target
 from ingot.tune import Choice, generator_version, tactic_named, usable
 
@@ -110,6 +119,24 @@ def load_choices(wanted: Mapping[str, Wanted], target: Target, cache: CodeCache 
         libraries = load_objects({o.tag: o.code for o in objects.values()}, target) if objects else {}
         for key, found in objects.items():
             codes[key] = _loaded.codes[key] = Code(found.told, libraries[found.tag])
+    return {name: codes[key] for name, key in keys.items()}
+
+
+def load_together(wanted: Mapping[str, tuple[Site, Choice, Kernel]], target: Target) -> dict[str, Code]:
+    """The code of choices with their kernels, compiled as one module and past the cache; by the same names.
+
+    Sessions find it as long as the caller holds it. Raises CandidateError where LLVM refuses one of them.
+    """
+    keys = {name: choice_key(site, choice, target) for name, (site, choice, _) in wanted.items()}
+    with _loaded.lock:
+        codes = {key: code for key in keys.values() if (code := _loaded.codes.get(key)) is not None}
+        made = {keys[n]: (kernel, code_tag(kernel.code)) for n, (_, _, kernel) in wanted.items()
+                if keys[n] not in codes}
+        if made:
+            texts = {tag: kernel.code for kernel, tag in made.values()}
+            engine = load_object(compile_together(texts, target), target).engine
+        for key, (kernel, tag) in made.items():
+            codes[key] = _loaded.codes[key] = Code(_told(kernel, tag, None), Library(engine, tag))
     return {name: codes[key] for name, key in keys.items()}
 
 
