@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import ingot
@@ -72,7 +72,21 @@ def _found_in_models() -> dict[str, bytes]:
     nameless = onnx.FunctionProto()
     itself = onnx.FunctionProto()
     itself.node.add(output=["a"])
-    return {"two functions without a name": _model(node("Relu", ["x"], ["y"]), functions=(nameless, nameless)),
+    empty = numpy_helper.from_array(np.zeros(0, bool), "c")
+    branch = helper.make_graph([node("Relu", ["x"], ["z"])], "b", [], [helper.make_tensor_value_info("z", 1, None)])
+    choice = (node("Constant", [], ["c"], value=empty),
+              node("If", ["c"], ["y"], then_branch=branch, else_branch=branch))
+    grid = helper.make_node("FlexAttention", ["x", "x", "x"], ["y"], domain="ai.onnx.preview",
+                            prob_mod=helper.make_graph([node("Mul", ["p", "p"], ["q"])], "m", [
+                                helper.make_tensor_value_info("p", TensorProto.FLOAT, ["B", "H", "L", "S"])], [
+                                helper.make_tensor_value_info("q", TensorProto.FLOAT, ["B", "H", "L", "S"])]))
+    lost = helper.make_model(helper.make_graph([grid, grid], "g", [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 3, 4])], [
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 3, 4])]), ir_version=13,
+        opset_imports=[helper.make_opsetid("lost", 26), helper.make_opsetid("ai.onnx.preview", 1)])
+    return {"an If on nothing": _model(*choice),
+            "an op to be written out in a model without the standard opset": bytes(lost.SerializeToString()),
+            "two functions without a name": _model(node("Relu", ["x"], ["y"]), functions=(nameless, nameless)),
             "a function without a name calls itself": _model(node("Relu", ["x"], ["y"]), functions=(itself,)),
             "TopK of opset 9 without k": _model(node("TopK", ["x"], ["y", "i"]), opset=9),
             "Cast to a graph": _model(cast),

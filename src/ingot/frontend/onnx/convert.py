@@ -260,6 +260,8 @@ class Reader:
             return
         if proto.op_type in CONTROL:
             if proto.op_type == "If" and (held := self.contents.get(next(iter(inputs), ""))) is not None:
+                if held.size != 1:
+                    raise ModelError(f"its condition has {held.size} elements", mend="give it one")
                 inlined_branch(self, bool(held.flat[0]), outputs, attrs, where, scope)
             else:
                 read_control(self, Node(proto.op_type, tuple(inputs), tuple(outputs), attrs, origin), scope)

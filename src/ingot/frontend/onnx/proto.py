@@ -28,13 +28,14 @@ def inlined(source: Source) -> onnx.ModelProto:
         _expanded(model)
         try:
             model = inliner.inline_local_functions(model)
-        except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        except (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise ModelError("the model's functions cannot be inlined", why=(str(error),),
                              mend="check the model with onnx.checker, and export it again") from None
     if wanted := sorted({(n.domain, n.op_type) for n in model.graph.node} & WRITTEN_OUT):
         try:
             return inliner.inline_selected_functions(_defaults_said(model), wanted, False, True)
-        except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError, onnx.defs.SchemaError):
+        except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError, onnx.defs.SchemaError,
+                onnx.shape_inference.InferenceError):
             return model            # the nodes are told of, or run as calls, where they stand
     return model
 
