@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ingot import env
-from ingot.compiler.divergence import divergence
+from ingot.compiler.divergence import divergence, kernels_judged
 from ingot.compiler.gpu import build_gpu
 from ingot.compiler.intake import Extras, Intake, take_in
 from ingot.compiler.options import BuildOptions
@@ -34,7 +34,16 @@ from ingot.runtime.host import host_target
 from ingot.runtime.session import Session, code_cache
 from ingot.target import Target
 from ingot.tune import Progress, Tuning, TuningCache, generator_version, tune
-from ingot.verify import Verdict, failing_probe, original_from, probes, refuse, remembered, verify
+from ingot.verify import (
+    Verdict,
+    failing_probe,
+    original_from,
+    probes,
+    refuse,
+    remembered,
+    rounds_to_integers,
+    verify,
+)
 
 _LOG = logging.getLogger("ingot")
 Feeds = Mapping[str, np.ndarray]
@@ -217,6 +226,9 @@ def _verified(engine: Engine, variant: Variant, optimized: Graph, model: Any, op
                      inputs=inputs, seed=options.seed, exact=is_exact(variant), tried=tried, short=short,
                      rounded=told_roundings(variant.report))
     verdict = replace(verdict, notes=taken.notes)
+    if rounds_to_integers(engine.graph):
+        judged = kernels_judged(engine, variant, optimized, probes(engine.graph, options.seed)[0])
+        verdict = replace(verdict, cases=(*verdict.cases, *judged))
     if not verdict.passed:
         probe = failing_probe(verdict, engine.graph, inputs, options.seed)
         verdict = replace(verdict, diverged=divergence(engine, variant, optimized, probe) if probe else "")

@@ -1,7 +1,7 @@
 """The first node whose value the engine computes differently: the same program, what it writes kept for a while."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,7 @@ from ingot.engine import Engine, Variant, make_variant
 from ingot.graph import Graph
 from ingot.lower import lower
 from ingot.runtime.session import Session
-from ingot.verify import Probe, bisect
+from ingot.verify import Case, Probe, bisect, kernel_by_kernel
 from ingot.verify.bisect import WINDOW
 
 
@@ -19,6 +19,20 @@ def divergence(engine: Engine, variant: Variant, optimized: Graph, probe: Probe,
 
     `optimized` is the graph the variant's program was lowered from.
     """
+    run, written = _engine_values(engine, variant, optimized, probe)
+    return bisect(run, optimized, written, probe, limit)
+
+
+def kernels_judged(engine: Engine, variant: Variant, optimized: Graph, probe: Probe, limit: int = WINDOW
+                   ) -> tuple[Case, ...]:
+    """Each kernel of a quantised engine beside the reference on the engine's own values; see `kernel_by_kernel`."""
+    run, written = _engine_values(engine, variant, optimized, probe)
+    return kernel_by_kernel(run, optimized, written, probe, limit)
+
+
+def _engine_values(engine: Engine, variant: Variant, optimized: Graph, probe: Probe
+                   ) -> tuple[Callable[[tuple[str, ...]], Mapping[str, np.ndarray]], tuple[str, ...]]:
+    """How to get values that the engine writes on a probe, in plain layout, and which ones there are."""
     program = lower(optimized, variant.target)
     # what was written between the elements of something else cannot be told from it afterwards
     written = tuple(dict.fromkeys(w for x in program.launches
@@ -30,4 +44,4 @@ def divergence(engine: Engine, variant: Variant, optimized: Graph, probe: Probe,
         watched = make_variant(replace(program, outputs=kept), variant.target, variant.choices)
         return Session(engine, variant=watched).run(dict(probe.feeds))
 
-    return bisect(run, optimized, written, probe, limit)
+    return run, written

@@ -21,7 +21,7 @@ from ingot.ops.onnx_form import ENUM_OF, Promoted, onnx_attributes, onnx_inputs
 from ingot.ops.shapes import dim_from
 
 Bindings = Mapping[str, int]
-Watch = Callable[[str, np.ndarray], None]
+Watch = Callable[[str, np.ndarray], np.ndarray | None]
 
 _LIMIT = 4096                               # evaluators kept; a network has some hundreds of distinct nodes
 _evaluators: dict[object, Any] = {}
@@ -166,7 +166,8 @@ def _solved(dim: Expr, symbol: str, size: int, sizes: Bindings) -> int:
 
 def run_graph(graph: Graph, feeds: Mapping[str, np.ndarray], bindings: Bindings | None = None,
               watch: Watch | None = None) -> dict[str, np.ndarray]:
-    """The graph's outputs by name. `watch` sees every value made, with its array. Raises InputError.
+    """The graph's outputs by name. `watch` sees every value made, with its array; an array it returns takes the value's
+    place. Raises InputError.
 
     A value is dropped as soon as its last reader has run, so memory stays near the largest live set.
     """
@@ -181,8 +182,8 @@ def run_graph(graph: Graph, feeds: Mapping[str, np.ndarray], bindings: Bindings 
         made = evaluate(node, arrays, sizes)
         for name, array in zip(node.outputs, made, strict=True):
             if name:
-                if watch is not None:
-                    watch(name, array)
+                if watch is not None and (given := watch(name, array)) is not None:
+                    array = given
                 if left[name]:
                     values[name] = array
         for name in set(node.inputs):

@@ -37,7 +37,7 @@ def remembered(original: Original, model: Callable[[], str], folder: Path) -> Or
         _write(path, answer)
         return answer
 
-    return Original(original.name, run)
+    return Original(original.name, run, original.graph)
 
 
 @cache

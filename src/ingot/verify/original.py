@@ -23,6 +23,7 @@ class Original:
 
     name: str
     run: Callable[[Mapping[str, np.ndarray]], Outputs]
+    graph: Graph | None = None          # what it computes, where it is the reference: it can be asked otherwise, too
 
 
 def reference_original(graph: Graph) -> Original:
@@ -34,7 +35,8 @@ def reference_original(graph: Graph) -> Original:
             raise InputError(f"the reference evaluator cannot compute it: {error}", where="the original to verify "
                              "against", mend="give inputs the ops are defined for") from None
 
-    return Original(f"onnx.reference {importlib.metadata.version('onnx')}", run)
+    name = f"onnx.reference {importlib.metadata.version('onnx')}"
+    return Original(name, run, graph if isinstance(graph, Graph) else None)
 
 
 def onnxruntime_original(path: str) -> Original:
