@@ -9,13 +9,16 @@ the median of at least 50 blocks. Outputs are held against PyTorch in f32. Write
 every cell, so that a run that is cut short leaves what it measured.
 
 `--quick` leaves torch.compile out, which takes minutes per model, and puts the figures that the project was given for
-it beside the measured ones, marked as not measured in this run.
+it beside the measured ones, marked as not measured in this run; `--compile` names which of its two kinds are measured.
+Engines are built in a process of their own, with the Triton in the folder `--triton` where one is named: PyTorch keeps
+the one it came with. `--merge` puts reports of several runs together.
 """
 from __future__ import annotations
 
 import argparse
 import gc
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -36,7 +39,7 @@ from benchmarks.zoo import ZOO, Bert, Entry, Residual, export
 from ingot.compiler.build import build_with_report
 from ingot.compiler.gpu import short_feeds
 from ingot.compiler.options import BuildOptions
-from ingot.engine import write_engine
+from ingot.engine import read_engine, write_engine
 from ingot.runtime.cuda.open import open_cuda
 
 MODELS = ("resnet18", "resnet50", "mobilenetv2", "vit_b16", "bert_base")
@@ -47,6 +50,8 @@ REPLAYS = 10
 TOLD = {"resnet50": (0.383, 0.537, 1.26, 4.04), "bert_base": (0.394, 0.726, 1.78, 6.50),
         "vit_b16": (0.552, 1.03, 3.13, 12.5), "mobilenetv2": (0.246, 0.424, 1.25, 4.2),
         "resnet18": (0.179, 0.269, 0.558, 1.62)}
+KINDS = {"both": ("compile", "compile freezing"), "plain": ("compile",), "freezing": ("compile freezing",), "none": ()}
+WIDE = {("resnet18", 8)}        # cells that are also measured against PyTorch as it comes: f32, no graph
 Replay = Callable[[], object]
 
 
@@ -84,6 +89,17 @@ class Captured:
 
     def __call__(self) -> None:
         self.graph.replay()
+
+
+class Plain:
+    """A callable without arguments, launch by launch."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call = call
+
+    def __call__(self) -> None:
+        with torch.inference_mode():
+            self.call()
 
 
 def folded(module: nn.Module) -> nn.Module:
@@ -145,6 +161,13 @@ def torch_contender(entry: Entry, kind: str, feeds: dict[str, Tensor]) -> tuple[
         module = fused(module)
     elif entry.inputs == ("input",) and kind == "eager":
         module = folded(module)
+    if kind.startswith("f32"):      # as PyTorch comes: f32, its layout, its own switches
+        module, given = entry.module().cuda().eval(), [g.float() for g in feeds.values()]
+        with torch.inference_mode():
+            made = module(*given)
+            torch.cuda.synchronize()
+        return (Captured(lambda: module(*given), torch.cuda.Stream()) if kind == "f32 eager graph"
+                else Plain(lambda: module(*given))), (made,)
     module = module.half().cuda().eval()
     given = list(feeds.values())
     if given[0].dim() == 4 and not entry.name.startswith("vit"):
@@ -178,25 +201,47 @@ def blocks(contenders: dict[str, tuple[Replay, Any]], count: int) -> dict[str, l
     return found
 
 
-def measured(name: str, batch: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One cell of the table: every contender's median and spread, errors, memory, times of build and load."""
-    entry = ZOO[name]
-    path = export(name, folder)
-    feeds = entry.feeds(batch)
-    cell: dict[str, Any] = {"model": name, "batch": batch}
-    begin = time.perf_counter()
-    shapes = {n: tuple(a.shape) for n, a in feeds.items()}
+def built(name: str, batch: int, arguments: argparse.Namespace, folder: Path) -> None:
+    """In a process of its own: the engine and how its build went, as two files in the folder."""
+    path, feeds = export(name, folder), ZOO[name].feeds(batch)
     options = BuildOptions(target="cuda", outside=True, points=arguments.points, budget=arguments.budget,
                            verify=arguments.verify)
-    made = build_with_report(str(path), shapes, options)
-    cell["build_seconds"] = time.perf_counter() - begin
-    cell["stages"] = dict(made.seconds)
-    cell["raced"], cell["cached"] = made.tuning.raced, made.tuning.cached
-    cell["verdict"] = str(made.engine.verdict.get("passed", "not verified"))
-    file = folder / f"{name}-{batch}.ingot"
-    write_engine(made.engine, file)
+    told: dict[str, Any] = {}
     begin = time.perf_counter()
-    session = open_cuda(made.engine)
+    made = build_with_report(str(path), {n: tuple(a.shape) for n, a in feeds.items()}, options)
+    told["build_seconds"] = time.perf_counter() - begin
+    told["stages"], told["verdict"] = dict(made.seconds), str(made.engine.verdict.get("passed", "not verified"))
+    told["raced"], told["cached"] = made.tuning.raced, made.tuning.cached
+    told["triton"], told["cores"] = version("triton"), len(os.sched_getaffinity(0))
+    write_engine(made.engine, folder / f"{name}-{batch}.ingot")
+    (folder / f"{name}-{batch}-build.json").write_text(json.dumps(told))
+
+
+def build_apart(name: str, batch: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The engine built in a process with the Triton that was named; what that process says of it."""
+    first = f"sys.path.insert(0, {str(arguments.triton)!r}); " if arguments.triton else ""
+    words = [sys.executable, "-c", f"import sys; {first}from benchmarks.gpu_peers import main; main()",
+             "--build", "--models", name, "--batch", str(batch), "--folder", str(folder), "--points",
+             str(arguments.points), *(["--verify"] if arguments.verify else []),
+             *(["--budget", str(arguments.budget)] if arguments.budget is not None else [])]
+    subprocess.run(words, check=True)
+    told: dict[str, Any] = json.loads((folder / f"{name}-{batch}-build.json").read_text())
+    return told
+
+
+def measured(name: str, batch: int, arguments: argparse.Namespace, folder: Path,
+             keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """One cell of the table: every contender's median and spread, errors, memory, times of build and load.
+
+    `keep` is given the cell whenever another contender was measured, so that what takes too long loses no more than
+    itself; all contenders there are run interleaved each time.
+    """
+    entry = ZOO[name]
+    feeds = entry.feeds(batch)
+    cell: dict[str, Any] = {"model": name, "batch": batch, **build_apart(name, batch, arguments, folder)}
+    engine = read_engine(folder / f"{name}-{batch}.ingot")
+    begin = time.perf_counter()
+    session = open_cuda(engine)
     cell["load_seconds"] = time.perf_counter() - begin
     cell["device_memory"] = session.device_memory
     cell["plain_seconds"] = session.variant.report.get("seconds_plain")
@@ -216,25 +261,32 @@ def measured(name: str, batch: int, arguments: argparse.Namespace, folder: Path)
     cell["apart"] = {"ingot": apart(ours, wanted)}
     stream = torch.cuda.ExternalStream(int(session.queue))
     contenders: dict[str, tuple[Replay, Any]] = {"ingot": (call, stream)}
+    cell["host_seconds"] = host_cost(call)
+    cell["end_to_end_seconds"] = end_to_end(session, short_feeds(session.variant, feeds))
+    cell["slowest"] = slowest(session, short_feeds(session.variant, feeds))
     kinds = ["eager", *(["cudnn fused"] if name.startswith("resnet") else []),
-             *([] if arguments.quick else ["compile", "compile freezing"])]
-    cell["peaks"] = {}
-    for kind in kinds:
+             *(["f32 eager", "f32 eager graph"] if (name, batch) in WIDE else [])]
+    later = KINDS["none" if arguments.quick else arguments.compile]
+    cell["peaks"], cell["peers_failed"] = {}, {}
+    for number, kind in enumerate((*kinds, *later)):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         begin = time.perf_counter()
-        replay, out = torch_contender(entry, kind, given)
+        try:
+            replay, out = torch_contender(entry, kind, given)
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            cell["peers_failed"][kind] = f"{type(error).__name__}: {str(error)[:400]}"
+            continue
         cell.setdefault("ready_seconds", {})[kind] = time.perf_counter() - begin
         cell["peaks"][kind] = torch.cuda.max_memory_allocated() - before
         cell["apart"][kind] = apart([o.float() for o in out], wanted)
         contenders[kind] = replay, torch.cuda.Stream()
-    times = blocks(contenders, arguments.blocks)
-    cell["median"] = {k: statistics.median(v) for k, v in times.items()}
-    cell["tenth"] = {k: sorted(v)[len(v) // 10] for k, v in times.items()}
-    cell["ninetieth"] = {k: sorted(v)[len(v) * 9 // 10] for k, v in times.items()}
-    cell["host_seconds"] = host_cost(call)
-    cell["end_to_end_seconds"] = end_to_end(session, short_feeds(session.variant, feeds))
-    cell["slowest"] = slowest(session, short_feeds(session.variant, feeds))
+        if number >= len(kinds) - 1:
+            times = blocks(contenders, arguments.blocks)
+            cell["median"] = {k: statistics.median(v) for k, v in times.items()}
+            cell["tenth"] = {k: sorted(v)[len(v) // 10] for k, v in times.items()}
+            cell["ninetieth"] = {k: sorted(v)[len(v) * 9 // 10] for k, v in times.items()}
+            keep(cell)
     return cell
 
 
@@ -275,7 +327,7 @@ def slowest(session: Any, feeds: dict[str, np.ndarray], count: int = 6) -> list[
 
 def baselines(cell: dict[str, Any]) -> dict[str, float]:
     """The measured times that count as peers'."""
-    return {k: v for k, v in cell["median"].items() if k != "ingot"}
+    return {k: v for k, v in cell["median"].items() if k != "ingot" and not k.startswith("f32")}
 
 
 def told(cell: dict[str, Any]) -> float | None:
@@ -290,11 +342,14 @@ def table(report: dict[str, Any]) -> str:
     kinds = list(dict.fromkeys(k for c in cells for k in c["median"]))
     head = ["model", "batch", *(f"{k} ms" for k in kinds), "best measured peer / ingot", "told best ms (not measured)",
             "told / ingot", "off f32", "host us", "end to end ms", "build s", "load ms", "memory MB (eager's peak)"]
-    compiled = "torch.compile was not measured in this run. " if report["quick"] else ""
+    without = [c for c in cells if not any(k.startswith("compile") for k in c["median"])]
+    compiled = ("torch.compile was not measured in this run. " if len(without) == len(cells) else
+                f"torch.compile was not measured on {len(without)} of {len(cells)} cells. " if without else "")
     told_text = "The column *told* holds the best baseline figures the project was given; they were not measured here."
     lines = [f"# {report['device']}, {report['date']}", "", (
         f"fp16, one CUDA graph each, device tensors, blocks of {REPLAYS} replays, medians of {report['blocks']} "
         f"blocks, interleaved. {compiled}{told_text}")]
+    lines += [f"Code: {report['code']}." if report.get("code") else ""]
     lines += ["", ", ".join(f"{k} {v}" for k, v in report["versions"].items()), "",
               "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for c in cells:
@@ -325,75 +380,120 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Reports of several runs as one: of a cell measured twice the later one that has more contenders."""
+    cells: dict[tuple[str, int], dict[str, Any]] = {}
+    for cell in (c for p in parts for c in p["cells"]):
+        key = cell["model"], cell["batch"]
+        if key not in cells or len(cell["median"]) >= len(cells[key]["median"]):
+            cells[key] = cell
+    order = sorted(cells, key=lambda k: (k[1], MODELS.index(k[0]) if k[0] in MODELS else len(MODELS)))
+    dates = sorted({p["date"] for p in parts})
+    date = dates[0] if len(dates) == 1 else f"{len(parts)} runs from {dates[0]} to {dates[-1]}"
+    return {**parts[0], "date": date, "cells": [cells[k] for k in order],
+            "code": ", ".join(dict.fromkeys(p["code"] for p in parts if p.get("code"))),
+            "failed": [f for p in parts for f in p["failed"]]}
+
+
+def written(report: dict[str, Any], out: Path) -> None:
+    """OUT.json and OUT.md."""
+    out.with_suffix(".json").write_text(json.dumps(report, indent=1, default=str) + "\n")
+    out.with_suffix(".md").write_text(table(report))
+
+
 def together(arguments: argparse.Namespace, folder: Path) -> None:
     """Each batch of each model in a process of its own, so that what one breaks the others keep; then one report."""
     begin, parts = time.perf_counter(), []
-    for batch in arguments.batch.split(","):
-        for name in arguments.models.split(","):
-            left = arguments.seconds - (time.perf_counter() - begin)
-            part = folder / f"{name}-{batch}"
-            words = [sys.executable, "-m", "benchmarks.gpu_peers", "--alone", "--models", name, "--batch", batch,
-                     "--out", str(part), "--folder", str(folder), "--blocks", str(arguments.blocks), "--points",
-                     str(arguments.points), *(["--quick"] if arguments.quick else []),
-                     *(["--verify"] if arguments.verify else []),
-                     *(["--budget", str(arguments.budget)] if arguments.budget is not None else [])]
-            try:
-                if left > 0:
-                    subprocess.run(words, timeout=min(left + 60, 500), check=False, stdout=subprocess.DEVNULL)
-            except subprocess.TimeoutExpired:
-                print(f"{name} batch {batch}: no time was left", flush=True)
-            if part.with_suffix(".json").exists():
-                parts.append(json.loads(part.with_suffix(".json").read_text()))
-                whole = {**parts[0], "cells": [c for p in parts for c in p["cells"]],
-                         "failed": [f for p in parts for f in p["failed"]]}
-                arguments.out.with_suffix(".json").write_text(json.dumps(whole, indent=1) + "\n")
-                arguments.out.with_suffix(".md").write_text(table(whole))
-            print(f"{time.perf_counter() - begin:.0f} s: {name} batch {batch}", flush=True)
-    print(arguments.out.with_suffix(".md").read_text())
+    cells = [tuple(c.split(":")) for c in arguments.cells.split(",")] if arguments.cells else [
+        (name, batch, arguments.compile)
+        for batch in arguments.batch.split(",") for name in arguments.models.split(",")]
+    for name, batch, compiled in cells:
+        left = arguments.seconds - (time.perf_counter() - begin)
+        part = folder / f"{name}-{batch}"
+        words = [sys.executable, "-m", "benchmarks.gpu_peers", "--alone", "--models", name, "--batch", batch,
+                 "--out", str(part), "--folder", str(folder), "--blocks", str(arguments.blocks), "--points",
+                 str(arguments.points), "--compile", compiled, "--code", arguments.code,
+                 *(["--quick"] if arguments.quick else []), *(["--verify"] if arguments.verify else []),
+                 *(["--triton", str(arguments.triton)] if arguments.triton else []),
+                 *(["--budget", str(arguments.budget)] if arguments.budget is not None else [])]
+        try:
+            if left > 0:
+                subprocess.run(words, timeout=left + 20, check=False)
+        except subprocess.TimeoutExpired:
+            print(f"{name} batch {batch}: no time was left", flush=True)
+        if part.with_suffix(".json").exists():
+            parts.append(json.loads(part.with_suffix(".json").read_text()))
+            written(merged(parts), arguments.out)
+        print(f"{time.perf_counter() - begin:.0f} s: {name} batch {batch}", flush=True)
+    if parts:
+        print(arguments.out.with_suffix(".md").read_text())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Ingot on a GPU beside PyTorch, interleaved in one run.")
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--batch", default=",".join(map(str, BATCHES)))
+    parser.add_argument("--cells", default="", help="instead of these: MODEL:BATCH:KIND,... with a KIND of --compile")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--build", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="without torch.compile")
+    parser.add_argument("--compile", choices=tuple(KINDS), default="both", help="which torch.compile is measured")
+    parser.add_argument("--triton", type=Path, default=None, help="the folder of the Triton that builds engines")
     parser.add_argument("--blocks", type=int, default=50)
     parser.add_argument("--points", type=int, default=16, help="points of each tactic's space that are raced")
     parser.add_argument("--budget", type=float, default=None, help="seconds of tuning per engine")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no new cell after so many seconds")
     parser.add_argument("--verify", action="store_true", help="also verify every engine against the reference")
     parser.add_argument("--folder", type=Path, default=None, help="where models and engines are kept")
+    parser.add_argument("--code", default="", help="the commit that is measured, for the report")
+    parser.add_argument("--merge", nargs="*", type=Path, default=None, help="put these together, measure none")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu"))
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp())
-    begin = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    if not arguments.alone:
+    if arguments.merge:
+        written(merged([json.loads(f.read_text()) for f in arguments.merge]), arguments.out)
+    elif arguments.build:
+        built(arguments.models, int(arguments.batch), arguments, folder)
+    elif arguments.alone:
+        alone(arguments, folder)
+    else:
         together(arguments, folder)
-        return
+
+
+def alone(arguments: argparse.Namespace, folder: Path) -> None:
+    """The cells asked for, in this process."""
+    begin = time.perf_counter()
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(), "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "quick": arguments.quick, "blocks": arguments.blocks, "cells": [], "failed": [],
-        "versions": {"torch": torch.__version__, "cuda": torch.version.cuda, "triton": version("triton"),
+        "quick": arguments.quick, "blocks": arguments.blocks, "points": arguments.points, "code": arguments.code,
+        "cells": [], "failed": [],
+        "versions": {"torch": torch.__version__, "cuda": torch.version.cuda, "triton of PyTorch": version("triton"),
                      "cudnn": torch.backends.cudnn.version()}}
     torch.backends.cudnn.benchmark = True
     for batch in map(int, arguments.batch.split(",")):
         for name in arguments.models.split(","):
+            done = tuple(report["cells"])
+
+            def keep(cell: dict[str, Any], done: tuple[dict[str, Any], ...] = done) -> None:
+                report["cells"] = [*done, cell]
+                report["versions"]["triton of the builds"] = cell["triton"]
+                written(report, arguments.out)
+
             if time.perf_counter() - begin > arguments.seconds:
                 report["failed"].append(f"{name} batch {batch}: no time was left")
                 continue
             try:
-                report["cells"].append(measured(name, batch, arguments, folder))
-            except (RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+                keep(measured(name, batch, arguments, folder, keep))
+            except (RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError,
+                    subprocess.CalledProcessError) as error:
                 report["failed"].append(f"{name} batch {batch}: {type(error).__name__}: {str(error)[:600]}")
                 print(report["failed"][-1], flush=True)
+                written(report, arguments.out)
             gc.collect()
             torch.cuda.empty_cache()
-            arguments.out.with_suffix(".json").write_text(json.dumps(report, indent=1, default=str) + "\n")
-            arguments.out.with_suffix(".md").write_text(table(report))
             print(f"{time.perf_counter() - begin:.0f} s: {name} batch {batch} done", flush=True)
-    print(table(report))
 
 
 if __name__ == "__main__":

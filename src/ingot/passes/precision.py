@@ -66,7 +66,7 @@ def overflows(graph: Graph, feeds: Iterable[Mapping[str, np.ndarray]]) -> tuple[
     found: dict[str, Overflow] = {}
 
     def watch(value: str, array: np.ndarray) -> None:
-        if array.dtype != np.float32 or not array.size:
+        if array.dtype != np.float32 or not array.size or max(array.max(), -array.min()) <= LARGEST:
             return
         size = np.abs(array)
         finite = size[size < INFINITE]                  # what is infinite in f32 already is the model's own

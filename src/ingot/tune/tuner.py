@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from ingot.errors import CandidateError, UnsupportedError
-from ingot.kernels import Kernel, Params, Site, Tactic, able
+from ingot.kernels import Kernel, Operand, Params, Site, Tactic, able
 from ingot.kernels.reference import run_site, run_wide
 from ingot.lower import Program
 from ingot.target import Target
@@ -35,6 +35,7 @@ _LOG = logging.getLogger("ingot")
 
 Packed = Mapping[int, np.ndarray]
 _Sizes = tuple[tuple[str, int], ...]
+KEPT = 2 << 30              # bytes of right answers that wait for their race; what is more is computed again
 
 
 class Stand(Protocol):
@@ -122,7 +123,8 @@ class SiteRace:
         """The reference's outputs at these sizes; computed once."""
         key = tuple(sizes.items())
         if key not in self._wanted:
-            self._wanted[key] = (run_wide if self._wide else run_site)(self.site, self._given(sizes), sizes)
+            made = (run_wide if self._wide else run_site)(self.site, self._given(sizes), sizes)
+            self._wanted[key] = [_ordered(a, o) for a, o in zip(made, self.site.outputs, strict=True)]
         return self._wanted[key]
 
     def _wrong(self, entrant: _Entrant, sizes: Mapping[str, int], threads: int, fill: int,
@@ -181,11 +183,17 @@ class SiteRace:
                                 why=(*self._reasons, *(str(e.trial) for e in self.entrants)),
                                 mend="report the wrong kernels named above")
 
-    def rest(self) -> None:
-        """Let go of arrays and memory until the race begins."""
+    @property
+    def held(self) -> int:
+        """Bytes of the inputs and right answers that are kept."""
+        return sum(a.nbytes for kept in (self._inputs, self._wanted) for arrays in kept.values() for a in arrays)
+
+    def rest(self, *, room: float = 0.0) -> None:
+        """Let go of memory until the race begins; of arrays where they take more bytes than `room`."""
         self._stand = self._device.stand(self.site)
-        self._inputs.clear()
-        self._wanted.clear()
+        if self.held > room:
+            self._inputs.clear()
+            self._wanted.clear()
 
     def run(self, default: _Entrant, deadline: float, clock: Callable[[], float], turn: Path | None) -> _Entrant:
         """The fastest right candidate; the default where the deadline leaves no more."""
@@ -281,8 +289,9 @@ def tune(program: Program, target: Target, device: Device | None = None, cache: 
             races: dict[str, tuple[SiteRace, _Entrant]] = {}
             for key, (site, _, constants) in open_.items():
                 tell(site.op)
+                room = KEPT - sum(contest.held for contest, _ in races.values())
                 races[key] = _start(SiteRace(site, target, device, constants, exact=exact, emit=emit, points=points),
-                                    deadline, clock, turn)
+                                    deadline, clock, turn, room)
                 choices[key], kernels[key] = races[key][0].choice(races[key][1], tuned=False), _kernel(races[key][1])
             order = sorted(races, key=lambda k: -(choices[k].seconds or 0.0) * sites[k][1])
             for key in order:
@@ -313,14 +322,21 @@ def _kernel(entrant: _Entrant) -> Kernel:
 
 
 def _start(contest: SiteRace, deadline: float, clock: Callable[[], float],
-           turn: Path | None) -> tuple[SiteRace, _Entrant]:
+           turn: Path | None, room: float) -> tuple[SiteRace, _Entrant]:
     """The site's first right candidate, with a first rough time that says how much its race may gain."""
     default = contest.first()
     if clock() <= deadline:
         with timing_turn(turn):
             times, _ = race([contest.timer(default)], deadline, rounds=0, clock=clock)
         default.seconds = times[0]
-    contest.rest()
+    contest.rest(room=room)
     return contest, default
+
+
+def _ordered(array: np.ndarray, operand: Operand) -> np.ndarray:
+    """The same array, its elements in memory as a kernel's would lie: comparing is then reading in a row."""
+    if array.ndim < 3 or not operand.type.layout or operand.type.block:
+        return array
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 1, -1)), -1, 1)
 
 

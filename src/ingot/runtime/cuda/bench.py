@@ -47,13 +47,21 @@ class _Guarded:
 
     def read(self) -> np.ndarray:
         """The bytes. Raises CandidateError where a guard zone was written."""
-        whole = np.empty(self.nbytes + 2 * GUARD, np.uint8)
-        self._driver.download(whole.ctypes.data, self._block.address, whole.nbytes, self._stream)
+        whole = np.empty(self.nbytes, np.uint8)
+        if whole.nbytes:
+            self._driver.download(whole.ctypes.data, self.address, whole.nbytes, self._stream)
+        self.check()
+        return whole
+
+    def check(self) -> None:
+        """Raises CandidateError where a guard zone was written."""
+        zones = np.empty((2, GUARD), np.uint8)
+        for zone, address in zip(zones, (self._block.address, self.address + self.nbytes), strict=True):
+            self._driver.download(zone.ctypes.data, address, GUARD, self._stream)
         self._driver.finish(self._stream)
-        for name, zone in (("before the buffer", whole[:GUARD]), ("past the buffer's end", whole[-GUARD:])):
+        for name, zone in zip(("before the buffer", "past the buffer's end"), zones, strict=True):
             if (zone != GUARD_BYTE).any():
                 raise CandidateError("the kernel writes outside its memory", why=(f"it writes {name}",))
-        return whole[GUARD:-GUARD]
 
 
 class CudaStand:
@@ -123,7 +131,7 @@ class CudaStand:
         except DeviceError as error:
             raise CandidateError(f"the GPU refuses it: {error.what}", why=error.why) from None
         found = [_logical(g.read(), o, sizes) for g, o in zip(made, site.outputs, strict=True)]
-        areas[0].read()
+        areas[0].check()
         if areas[1].read().any():
             raise CandidateError("the kernel leaves its counters other than zero")
         return found
@@ -229,10 +237,12 @@ def _laid(array: np.ndarray, operand: Operand, sizes: Mapping[str, int]) -> np.n
 
 
 def _logical(raw: np.ndarray, operand: Operand, sizes: Mapping[str, int]) -> np.ndarray:
-    """The logical array that lies in bytes as the operand says."""
+    """The logical array that lies in bytes as the operand says; channels that lie last as a view."""
     shape, steps = _shape(operand, sizes)
     whole = raw.view(operand.type.dtype.numpy)
     view = np.lib.stride_tricks.as_strided(whole, shape, tuple(s * whole.itemsize for s in steps))
+    if operand.type.layout and not operand.type.block:
+        return np.moveaxis(view, -1, 1)
     return from_physical(view, operand.type.at(sizes))
 
 
