@@ -171,8 +171,8 @@ def _apart(found: np.ndarray, wanted: np.ndarray, wide: type) -> tuple[float, fl
 
     def part(at: int) -> tuple[float, float]:
         with np.errstate(all="ignore"):
-            right = b[at:at + _PART].astype(wide)
-            error = a[at:at + _PART].astype(wide)
+            right: np.ndarray = b[at:at + _PART].astype(wide)
+            error: np.ndarray = a[at:at + _PART].astype(wide)
             error -= right
             np.abs(error, out=error)
             np.abs(right, out=right)

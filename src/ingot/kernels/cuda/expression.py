@@ -157,6 +157,8 @@ def _mean(c: Call) -> str:
 
 
 def _divide(c: Call) -> str:
+    if c.dtype == F32:
+        return f"tl.div_rn({c.x}, {c.y})"       # `/` is off by up to two units in the last place
     if c.is_float:
         return f"{c.x} / {c.y}"
     safe = c.let(f"tl.where({c.y} == 0, 1, {c.y}).to({NAMES[c.dtype.name]})")
@@ -165,7 +167,10 @@ def _divide(c: Call) -> str:
 
 def _modulo(c: Call) -> str:
     if c.is_float:
-        return f"libdevice.fmod({c.x}, {c.y})"
+        rest = c.let(f"libdevice.fmod({c.x}, {c.y})")
+        if c.attrs.get("fmod"):
+            return rest
+        return f"tl.where(({rest} != 0) & (({rest} < 0) != ({c.y} < 0)), {rest} + {c.y}, {rest})"
     name = NAMES[c.dtype.name]
     safe = c.let(f"tl.where({c.y} == 0, 1, {c.y}).to({name})")
     rest = c.let(f"{c.x} - ({c.x} // {safe}) * {safe}")
@@ -183,6 +188,8 @@ def _power(c: Call) -> str:
 
 def _shift(c: Call) -> str:
     bits, name = c.dtype.bits, NAMES[c.dtype.name]
+    if c.dtype.kind == "int" and str(c.attrs.get("direction")) != "LEFT":       # past its width: what its sign leaves
+        return f"{c.x} >> tl.where(({c.y} >= {bits}) | ({c.y} < 0), {bits - 1}, {c.y}).to({name})"
     amount = c.let(f"tl.where({c.y} >= {bits}, 0, {c.y}).to({name})")
     sign = "<<" if str(c.attrs.get("direction")) == "LEFT" else ">>"
     return f"tl.where({c.y} >= {bits}, 0, {c.x} {sign} {amount}).to({name})"
@@ -227,7 +234,7 @@ _LIBRARY = frozenset(op for op, text in _TEXTS.items() if "libdevice" in text) |
 
 def declines_step(step: Step, dtypes: Sequence[DType | None] = (), *, gluon: bool = False) -> str | None:
     """Why a step cannot be computed in registers, or None. `gluon`: without calls of the device library."""
-    if step.op not in ("Cast", "QuantizeLinear", "DequantizeLinear") and step.op not in _RULES:
+    if step.op not in ("BitCast", "Cast", "QuantizeLinear", "DequantizeLinear") and step.op not in _RULES:
         return f"{step.op} is not a pointwise expression"
     if len(step.types) != 1:
         return f"{step.op} makes {len(step.types)} results here"
@@ -246,6 +253,8 @@ def declines_step(step: Step, dtypes: Sequence[DType | None] = (), *, gluon: boo
     if step.op in ("QuantizeLinear", "DequantizeLinear") and (
             attrs.get("block_size") or attrs.get("precision") or not attrs.get("saturate", 1)):
         return f"{step.op} by blocks, or without saturation"
+    if step.op == "BitCast" and first.nbytes != step.types[0].dtype.nbytes:
+        return f"BitCast of {first} to {step.types[0].dtype}"
     if step.op == "Clip" and first.kind in ("uint", "bool"):
         return f"Clip on {first}"
     if step.op == "Abs" and first.kind == "uint":
@@ -265,20 +274,32 @@ def cast(value: Value, stored: DType, text: str | None = None) -> str:
     return f"{x}.to({NAMES[stored.name]})"
 
 
-def apply(source: Source, step: Step, args: Sequence[Value | None]) -> Value:
-    """A pointwise step on values in registers; gives the result, named."""
+def _bits_as(value: Value, given: DType, stored: DType) -> str:
+    """A value of a stored type `given`, its bits taken for another type of the same width."""
+    x = value.text
+    if BOOL in (given, stored):
+        return f"({x} != 0)" if stored == BOOL else f"{x}.to({NAMES[stored.name]})"
+    if given in HALVES:
+        x = f"{x}.to({NAMES[given.name]})"
+    return f"{x}.to({NAMES[stored.name]}, bitcast=True)" + (".to(tl.float32)" if stored in HALVES else "")
+
+
+def apply(source: Source, step: Step, args: Sequence[Value | None], source_dtype: DType | None = None) -> Value:
+    """A pointwise step on values in registers; gives the result, named. `source_dtype` is its first operand's."""
     stored = step.types[0].dtype
     result = registers_of(stored)
     first = next(a for a in args if a is not None)
     attrs = dict(step.attrs)
     if step.op == "Cast":
         return Value(source.let(cast(first, stored)), result)
+    if step.op == "BitCast":
+        return Value(source.let(_bits_as(first, source_dtype or first.dtype, stored)), result)
     given = tuple(args)
     if step.op == "DequantizeLinear":
         shifted = f"{first}.to(tl.float32)" + (f" - {given[2]}.to(tl.float32)" if len(given) > 2 and given[2] else "")
         return Value(source.let(f"({shifted}) * {given[1]}"), result)
     if step.op == "QuantizeLinear":
-        scaled = source.let(f"libdevice.rint({first} / {given[1]})"
+        scaled = source.let(f"libdevice.rint(tl.div_rn({first}, {given[1]}))"
                             + (f" + {given[2]}.to(tl.float32)" if len(given) > 2 and given[2] else ""))
         low = 0 if stored.kind == "uint" else -(1 << (stored.bits - 1))
         high = low + (1 << stored.bits) - 1
@@ -332,7 +353,8 @@ def run_steps(source: Source, start: int, results: dict[int, Value], load: Calla
                 if reference not in loaded:
                     loaded[reference] = load(reference)
                 args.append(loaded[reference])
-        results[index] = apply(source, step, args)
+        first = next((i for i in step.inputs if i is not None), None)
+        results[index] = apply(source, step, args, dtype_of(site, first))
     return results[end - 1]
 
 

@@ -6,7 +6,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,53 +23,13 @@ from ingot.runtime.cuda.host import HostLaunches
 from ingot.runtime.cuda.image import Image, image_of
 from ingot.runtime.cuda.interop import DeviceArray, device_address, is_on_device
 from ingot.runtime.cuda.memory import ALIGN, Areas, DeviceBlock, PinnedBlock
+from ingot.runtime.cuda.runs import Bound, Captured, HostRun, OnHost, Slot, fastest
 from ingot.runtime.feeds import as_array, bind, checked_out, ordered
 from ingot.runtime.memory import array_at
 from ingot.runtime.table import holders
 
 _GRAPHS = 64            # captured graphs that are kept ready
 _ROUNDS = 20            # launches in a row that a profile times each kernel by
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Buffers of one request: inputs, outputs written by kernels, and pinned memory of the host for both."""
-
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]            # per output; 0 where it is copied from elsewhere
-    pinned_in: tuple[int, ...]
-    pinned_out: tuple[int, ...]
-    kept: tuple[object, ...] = ()
-
-
-@dataclass(frozen=True)
-class Bound:
-    """What one set of input shapes fixes."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    sizes: Mapping[str, int]
-    given: tuple[int, ...]                  # bytes per input
-    results: tuple[tuple[int, ...], ...]    # shape per output
-    made: tuple[int, ...]                   # bytes per output
-
-
-@dataclass(frozen=True)
-class OnHost:
-    """A launch of the program that runs on the host, between two graphs."""
-
-    index: int
-
-
-@dataclass(frozen=True)
-class HostRun:
-    """A run from pinned memory to pinned memory as one graph, and numpy's views of both."""
-
-    graph: Handle
-    inputs: tuple[np.ndarray, ...]
-    outputs: tuple[np.ndarray, ...]
-
-
-Captured = tuple["Handle | OnHost", ...]    # graphs, and what runs between them
 
 
 class CudaSession:
@@ -164,7 +124,7 @@ class CudaSession:
             self.driver.enter()
             bound, addresses, arrays = self._taken(given)
             if self._whole and not any(addresses):
-                return self._run_whole(self._host_run(bound), bound, arrays, out)
+                return self._run_whole(self._host_run(bound, arrays), bound, arrays, out)
             slot = self._slot(0)
             self._upload(slot, bound, arrays, self.queue)
             inputs = tuple(a or s for a, s in zip(addresses, slot.inputs, strict=True))
@@ -180,17 +140,27 @@ class CudaSession:
         for view, array in zip(whole.inputs, arrays, strict=True):
             view[...] = array
         self.driver.replay(whole.graph, self.queue)
-        if out is None:
-            made = [np.empty(v.shape, v.dtype) for v in whole.outputs]
+        try:                            # while it runs
+            given = {} if out is None else checked_out(out, whole.kinds, bound.results,
+                                                       [a for a in arrays if a is not None])
+            made = {name: given[name] if name in given else np.empty(shape, dtype)
+                    for (name, dtype), shape in zip(whole.kinds, bound.results, strict=True)}
+        finally:
             self.driver.finish(self.queue)
-            for array, view in zip(made, whole.outputs, strict=True):
-                array[...] = view
-            return dict(zip(self._program.outputs, made, strict=True))
-        self.driver.finish(self.queue)
-        return self._results(self._slot(0), bound, out, [a for a in arrays if a is not None])
+        for array, view in zip(made.values(), whole.outputs, strict=True):
+            array[...] = view
+        for name, array in (out or {}).items():         # whose memory could not be written at once
+            if made[name] is not array:
+                array[...] = made[name]
+                made[name] = array
+        return made
 
-    def _host_run(self, bound: Bound) -> HostRun:
-        """The graph and the views for these sizes, made when they are first asked for."""
+    def _host_run(self, bound: Bound, arrays: Sequence[np.ndarray | None]) -> HostRun:
+        """The graph and the views for these sizes, made when they are first asked for, and raced on these inputs.
+
+        The race is about whether kernels read and write pinned memory themselves, or the copy engine brings it: a copy
+        is a step before and after the kernels, but what is read several times is better read from near.
+        """
         if bound.shapes not in self._host_runs:
             if len(self._host_runs) >= _GRAPHS:
                 _drop(self.driver, tuple(r.graph for r in self._host_runs.values()))
@@ -202,14 +172,46 @@ class CudaSession:
                 return tuple(array_at(at, shape, _dense(shape), program.types[v].dtype.numpy)
                              for at, v, shape in zip(pinned, values, shapes, strict=True))
 
-            launches = [x for i in range(len(program.launches))
-                        for x in self._launches(i, bound, slot.inputs, slot.outputs)]
-            ins = [(d, p, n) for d, p, n in zip(slot.inputs, slot.pinned_in, bound.given, strict=True) if n]
-            graph = self.capture(launches, ins, lambda: self._download(slot, bound, slot.inputs, self.queue))
+            ins = views(slot.pinned_in, program.inputs, bound.shapes)
+            for view, array in zip(ins, arrays, strict=True):
+                view[...] = array
+            graph = fastest(self.driver, self.queue, [
+                self._host_graph(bound, slot, direct_in=i, direct_out=o)
+                for i in self._may_read_pinned for o in self._may_write_pinned])
             self._host_runs[bound.shapes] = HostRun(
-                graph, views(slot.pinned_in, program.inputs, bound.shapes),
-                views(slot.pinned_out, program.outputs, bound.results))
+                graph, ins, views(slot.pinned_out, program.outputs, bound.results),
+                tuple((v, program.types[v].dtype.numpy) for v in program.outputs))
         return self._host_runs[bound.shapes]
+
+    @property
+    def _may_read_pinned(self) -> tuple[bool, ...]:
+        """Ways to bring inputs: by copies, or (True) read by kernels where they lie, unless one is an output, too."""
+        program = self._program
+        passed = any(program.root(v)[0] in program.inputs for v in program.outputs)
+        return (False,) if passed else (False, True)
+
+    @property
+    def _may_write_pinned(self) -> tuple[bool, ...]:
+        """Ways to bring outputs: by copies, or (True) written by kernels, unless these might add to them atomically."""
+        adds = any(s.op.startswith("Scatter") for x in self._program.launches for s in x.site.steps)
+        return (False, True) if any(self._holders) and not adds else (False,)
+
+    def _host_graph(self, bound: Bound, slot: Slot, *, direct_in: bool, direct_out: bool) -> Handle | None:
+        """A run from pinned memory to pinned memory; None where the driver does not let kernels reach that memory."""
+        inputs = slot.pinned_in if direct_in else slot.inputs
+        outputs = tuple(p if direct_out and h else o
+                        for p, o, h in zip(slot.pinned_out, slot.outputs, self._holders, strict=True))
+        ins = [] if direct_in else [(d, p, n) for d, p, n in zip(slot.inputs, slot.pinned_in, bound.given, strict=True)
+                                    if n]
+        try:
+            launches = [x for i in range(len(self._program.launches))
+                        for x in self._launches(i, bound, inputs, outputs)]
+            return self.capture(launches, ins, lambda: self._download(replace(slot, outputs=outputs), bound, inputs,
+                                                                      self.queue))
+        except DeviceError:
+            if direct_in or direct_out:
+                return None
+            raise
 
     def run_on_device(self, *feeds: object, out: Mapping[str, object] | None = None) -> dict[str, DeviceArray]:
         """As `run`, with outputs left on the device, without waiting for them.
@@ -366,7 +368,9 @@ class CudaSession:
     def _download(self, slot: Slot, bound: Bound, inputs: tuple[int, ...], stream: Handle) -> None:
         for k, (pinned, nbytes) in enumerate(zip(slot.pinned_out, bound.made, strict=True)):
             if nbytes and self._program.types[self._program.outputs[k]].dtype.name != "str":
-                self.driver.download(pinned, self._output_address(k, inputs, slot.outputs, bound), nbytes, stream)
+                at = self._output_address(k, inputs, slot.outputs, bound)
+                if at != pinned:
+                    self.driver.download(pinned, at, nbytes, stream)
 
     def _results(self, slot: Slot, bound: Bound, out: Mapping[str, np.ndarray] | None,
                  inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
