@@ -47,8 +47,8 @@ RESULTS = Path(__file__).parent / "results" / "random-graphs.json"
 ROUNDINGS = {"f": 3e-5, "e": 3e-2, "d": 1e-9}      # of the largest number, by numpy's code of the type
 NOTHING = {"f": 3e-7, "e": 1e-3, "d": 1e-13}        # what 1 plus and minus something nearly equal leaves
 BLOCK = 4000                    # graphs in a row that are made for one instruction set, with the same odd choices
-PER_WORKER = 40_000             # graphs after which a worker is replaced,
-CODES = 20_000                  # or kernels
+PER_WORKER = 200_000            # graphs after which a worker is replaced,
+CODES = 60_000                  # or kernels
 TOGETHER = 64                   # graphs whose kernels are compiled as one module
 SAVED = 60.0                    # seconds between two savings of the counts
 

@@ -84,7 +84,9 @@ def _found_in_models() -> dict[str, bytes]:
         helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 3, 4])], [
         helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 3, 4])]), ir_version=13,
         opset_imports=[helper.make_opsetid("lost", 26), helper.make_opsetid("ai.onnx.preview", 1)])
-    return {"an If on nothing": _model(*choice),
+    parts = node("Split", ["x"], ["y", "z"], num_outputs=(1 << 31) - 1)
+    return {"a Split into two thousand million parts": _model(parts),
+            "an If on nothing": _model(*choice),
             "an op to be written out in a model without the standard opset": bytes(lost.SerializeToString()),
             "two functions without a name": _model(node("Relu", ["x"], ["y"]), functions=(nameless, nameless)),
             "a function without a name calls itself": _model(node("Relu", ["x"], ["y"]), functions=(itself,)),

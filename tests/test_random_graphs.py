@@ -73,6 +73,16 @@ FOUND: Mapping[str, str] = {
         b = MatMul(x2, x3)
         return a, b
     """,
+    "onnx.reference cannot flatten what has no elements": """
+        symbol N: 1..2..5
+        symbol M: 1..3..4
+        input x0: f32[N,3,4]
+        a = Slice(x0) {'axes': (1,), 'ends': (1,), 'starts': (1,), 'steps': (1,)}
+        b = Flatten(a) {'axis': 2}
+        c = Flatten(a) {'axis': 0}
+        d = Concat(b, b) {'axis': 1}
+        return b, c, d
+    """,
     "the reference sums squares of narrow integers in wide ones": """
         symbol N: 1..2..5
         symbol M: 1..3..4

@@ -206,6 +206,16 @@ def gather_elements(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
     return [np.take_along_axis(part, at % x.shape[axis], axis)]
 
 
+def flatten(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """Flatten of no elements, which onnx.reference fails on: it asks numpy to find the size -1 beside a 0."""
+    x = arrays[0]
+    if x is None or x.size:
+        return None
+    axis = int(str(attrs["axis"]))
+    axis += x.ndim if axis < 0 else 0
+    return [x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))]
+
+
 _PART = 1 << 17             # elements: a few arrays of so many lie in a core's second-level cache
 _STEP = 1 / 1024
 _GRID = np.arange(6145) * _STEP
@@ -333,7 +343,7 @@ def short_conv(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
 
 OWN: Mapping[str, Callable[[Arrays, Attrs], list[np.ndarray] | None]] = {
     "AveragePool": average_pool, "Conv": conv, "ConvInteger": conv_integer, "ConvTranspose": conv_transpose, "Erf": erf,
-    "GatherElements": gather_elements, "Gelu": gelu,
+    "Flatten": flatten, "GatherElements": gather_elements, "Gelu": gelu,
     "GlobalLpPool": global_lp_pool, "GlobalMaxPool": global_max_pool,
     "LRN": lrn, "LpNormalization": lp_normalization, "LpPool": lp_pool, "MatMulInteger": matmul_integer,
     "MaxPool": max_pool, "Mean": mean, "Pad": pad,

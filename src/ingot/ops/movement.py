@@ -141,6 +141,8 @@ def split_sizes(x: TensorType, attrs: Attrs, outputs: int) -> tuple[Dim, ...]:
     sizes, size = dims(attrs, "split"), x.shape[axis]
     if sizes is None:
         count = int(integer(attrs, "num_outputs")) if attrs.get("num_outputs") is not None else outputs
+        if count != outputs:        # before so many sizes are written down
+            raise ValueError(f"{count} parts are described, {outputs} outputs are named")
         step = -(-size // count)
         sizes = (*(step,) * (count - 1), size - step * (count - 1))
     if len(sizes) != outputs:
