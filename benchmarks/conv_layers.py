@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import ingot.kernels.x86  # noqa: F401  (registers the tactics)
 from ingot.graph import F32, TensorType
 from ingot.kernels import Kernel, Operand, Params, Site, Step, able
 from ingot.ops import OPS

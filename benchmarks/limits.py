@@ -52,8 +52,13 @@ IMPORT = "import time; s = time.perf_counter(); import ingot; print(time.perf_co
 
 
 def seconds_of(code: str, *words: object, cache: Path | None = None) -> float:
-    """The number a fresh Python prints for the code."""
+    """The number a fresh Python prints for the code.
+
+    It may keep and use bytecode, as an installed package does: a setting that forbids it would have every process
+    compile Ingot's source anew, and that is no part of a build.
+    """
     environ = {**os.environ, **({"INGOT_CACHE": str(cache)} if cache else {})}   # noqa: TID251 - handed on whole
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)
     found = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=True,
                            env=environ)
     return float(found.stdout.split()[-1])

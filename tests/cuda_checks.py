@@ -14,7 +14,8 @@ from test_tactics import symbolic
 
 from ingot.graph import BF16, F16, F32, TensorType, evaluate
 from ingot.kernels import TACTICS, Operand, Site, Step
-from ingot.kernels.cuda import DATA, WORKSPACE, CudaTactic, Drafts, Pointer, Scalar
+from ingot.kernels.cuda import DATA, WORKSPACE, Pointer, Scalar
+from ingot.kernels.cuda.base import CudaTactic, Drafts
 from ingot.kernels.reference import from_physical, to_physical
 from ingot.ops import OPS
 from ingot.target import Target

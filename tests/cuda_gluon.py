@@ -13,7 +13,8 @@ import numpy as np
 
 from ingot.graph import DTYPES, evaluate
 from ingot.kernels import Site
-from ingot.kernels.cuda import COUNTERS, WORKSPACE, Drafts, Pointer, Scalar, TensorMap
+from ingot.kernels.cuda import COUNTERS, WORKSPACE, Pointer, Scalar, TensorMap
+from ingot.kernels.cuda.base import Drafts
 
 
 class Tensor(np.ndarray):

@@ -11,7 +11,6 @@ from types import MappingProxyType
 
 import numpy as np
 
-import ingot.kernels.x86  # noqa: F401 - registers the tactics
 from ingot.graph import Node, TensorType, type_of
 from ingot.kernels import Operand, Params, Site, Step, Tactic
 from ingot.kernels.codegen import target_for

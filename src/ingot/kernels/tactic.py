@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
+from typing import cast
 
 import numpy as np
 
@@ -158,7 +160,24 @@ class Tactic(ABC):
         """The kernel for one point of the space. Raises CandidateError if this point cannot be built."""
 
 
-TACTICS: dict[str, tuple[Tactic, ...]] = {}     # target kind -> tactics, filled by each target's package
+class Registry(dict[str, tuple["Tactic", ...]]):
+    """Target kind -> tactics, best guess first.
+
+    A target's tactics are imported when they are first asked for: an engine that runs on a CPU from ready code needs
+    none of them, and its build none of the GPU's.
+    """
+
+    MODULES = {"x86": "ingot.kernels.x86.tactics", "neon": "ingot.kernels.x86.tactics",
+               "cuda": "ingot.kernels.cuda.tactics"}
+
+    def __missing__(self, kind: str) -> tuple[Tactic, ...]:
+        if kind not in self.MODULES:
+            return ()
+        self[kind] = found = cast("tuple[Tactic, ...]", import_module(self.MODULES[kind]).TACTICS)
+        return found
+
+
+TACTICS = Registry()
 
 
 def able(site: Site, target: Target, *, exact: bool = False) -> tuple[list[Tactic], list[str]]:
@@ -168,7 +187,7 @@ def able(site: Site, target: Target, *, exact: bool = False) -> tuple[list[Tacti
     """
     willing: list[Tactic] = []
     reasons: list[str] = []
-    for tactic in TACTICS.get(target.kind, ()):
+    for tactic in TACTICS[target.kind]:
         why = "it is not exact" if exact and not tactic.exact else tactic.declines(site, target)
         if why:
             reasons.append(f"{tactic.name}: {why}")

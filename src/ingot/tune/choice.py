@@ -64,7 +64,7 @@ def generator_version() -> str:
 
 def tactic_named(name: str, target: Target) -> Tactic:
     """The tactic of this name. Raises UnsupportedError where the target has none such."""
-    for tactic in TACTICS.get(target.kind, ()):
+    for tactic in TACTICS[target.kind]:
         if tactic.name == name:
             return tactic
     raise UnsupportedError(f"no tactic is called {name}", where=str(target), mend="build the engine anew")
