@@ -3,38 +3,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ingot.graph import BF16, F16, F32, Dim, DType, product
+from ingot.graph import BF16, F16, F32, Dim
+from ingot.kernels.convolution import Extents, extents, operands
 from ingot.kernels.cuda.ending import Ending, Place
-from ingot.kernels.cuda.expression import declines_steps, operands_of
 from ingot.kernels.cuda.matmul import along
-from ingot.kernels.cuda.pointwise import spread
+from ingot.kernels.cuda.pointwise import declines_epilogue, spread
 from ingot.kernels.cuda.source import Source, joined, logical_strides, times
+from ingot.kernels.steps import operands_of
 from ingot.kernels.tactic import Operand, Site
 from ingot.kernels.x86.matmul_form import collapsed
-from ingot.ops import OPS
-from ingot.ops.convolution import convolution_window, transposed_window
-
-Dims3 = tuple[Dim, Dim, Dim]
-Ints3 = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Form:
+class Form(Extents):
     """A Conv or ConvTranspose, spelled out. Strides are in elements over (batch, channel, depth, height, width)."""
 
-    dtype: DType
-    transposed: bool
-    batch: Dim
-    channels: int
-    filters: int
-    groups: int
-    size: Dims3
-    out_size: Dims3
-    kernel: Ints3
-    strides: Ints3
-    dilations: Ints3
-    begins: Dims3
-    ends: Dims3
     x_steps: tuple[Dim, ...]
     out_steps: tuple[Dim, ...]
     x: int
@@ -43,29 +26,9 @@ class Form:
     packed: bool            # the weight is constant, so it may be packed
 
     @property
-    def depth(self) -> int:
-        """Input channels per group."""
-        return self.channels // self.groups
-
-    @property
-    def width(self) -> int:
-        """Output channels per group."""
-        return self.filters // self.groups
-
-    @property
-    def taps(self) -> int:
-        return product(self.kernel)     # type: ignore[return-value]
-
-    @property
-    def pixels(self) -> Dim:
-        """Places of the result, all samples counted."""
-        return self.batch * product(self.out_size)
-
-    @property
     def plain_pixels(self) -> bool:
         """Whether place p of the result reads place p of the input alone."""
-        return (self.taps == 1 and all(s == 1 for s in self.strides) and not self.transposed
-                and all(p == 0 for p in (*self.begins, *self.ends)))
+        return self.taps == 1 and all(s == 1 for s in self.strides) and not self.transposed and self.pads_zero
 
 
 def five(steps: tuple[Dim, ...]) -> tuple[Dim, ...]:
@@ -73,64 +36,32 @@ def five(steps: tuple[Dim, ...]) -> tuple[Dim, ...]:
     return (*steps[:2], *(0,) * (5 - len(steps)), *steps[2:])
 
 
-def _three(values: tuple[Dim, ...], fill: int) -> Dims3:
-    a, b, c = (fill,) * (3 - len(values)) + tuple(values)
-    return a, b, c
-
-
-def _three_ints(values: tuple[int, ...]) -> Ints3:
-    a, b, c = (1,) * (3 - len(values)) + tuple(values)
-    return a, b, c
-
-
 def form_of(site: Site, *, gluon: bool = False) -> Form | str:
     """The convolution a site is built around, or why it is none that kernels are generated for."""
     step = site.step
     if step.op not in ("Conv", "ConvTranspose"):
         return f"{step.op} is no convolution"
-    if site.main != 0 or len(site.outputs) != 1:
-        return "a prologue or several outputs"
-    x_index, weight_index, bias_index = (*step.inputs, None)[:3]
-    if x_index is None or weight_index is None or min(x_index, weight_index, bias_index or 0) < 0:
-        return "its operands are not the site's"
+    found = operands(site)
+    if isinstance(found, str):
+        return found
+    x_index, weight_index, bias_index = found
     x, weight, out = site.inputs[x_index], site.inputs[weight_index], site.outputs[0]
     if x.type.dtype not in (F16, BF16, F32) or weight.type.dtype != x.type.dtype:
         return f"elements of type {x.type.dtype} and {weight.type.dtype}"
-    if not 3 <= x.type.rank <= 5:
-        return f"{x.type.rank - 2} spatial axes"
     if weight.strides is not None or weight.type.layout:
         return "the weight is strided"
     if x.type.block or out.type.block:
         return "a layout of blocks of channels"
-    attrs = {**OPS[step.op].attrs, **site.attrs}
-    transposed = step.op == "ConvTranspose"
-    types = (x.type, weight.type)
-    window = transposed_window(types, attrs)[0] if transposed else convolution_window(types, attrs)
-    groups, channels, filters = attrs["group"], x.type.shape[1], step.types[0].shape[1]
-    if not isinstance(groups, int) or not isinstance(channels, int) or not isinstance(filters, int):
-        return "the number of channels is not known"
-    if why := _declines_ending(site, gluon=gluon):
+    sizes = extents(site, x_index, weight_index)
+    if isinstance(sizes, str):
+        return sizes
+    if why := declines_epilogue(site, gluon=gluon):
         return why
     reads = operands_of(site.epilogue)
     if weight.constant and weight_index in reads:
         return "the weight is packed, the epilogue wants it plain"
-    return Form(x.type.dtype, transposed, x.type.shape[0], channels, filters, groups, _three(x.type.shape[2:], 1),
-                _three(out.type.shape[2:], 1), _three_ints(window.kernel), _three_ints(window.strides),
-                _three_ints(window.dilations), _three(window.begins, 0), _three(window.ends, 0),
-                five(logical_strides(x)), five(logical_strides(out)), x_index, weight_index, bias_index,
-                weight.constant)
-
-
-def _declines_ending(site: Site, *, gluon: bool) -> str | None:
-    if why := declines_steps(site, site.epilogue, gluon=gluon):
-        return why
-    for step in site.epilogue:
-        if step.types[0].shape != site.step.types[0].shape:
-            return f"{step.op} changes the shape"
-    for i in operands_of(site.epilogue):
-        if spread(site, i, site.output.shape) is None:
-            return f"operand {i} is broadcast in a way only known at run time"
-    return None
+    return Form(**vars(sizes), x_steps=five(logical_strides(x)), out_steps=five(logical_strides(out)), x=x_index,
+                weight=weight_index, bias=bias_index, packed=weight.constant)
 
 
 def place_of(source: Source, operand: Operand, steps: tuple[Dim, ...], form: Form, pixel: str, parts: list[str],

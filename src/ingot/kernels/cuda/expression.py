@@ -12,6 +12,7 @@ from functools import reduce
 
 from ingot.graph import BOOL, F32, F64, I32, DType
 from ingot.kernels.cuda.source import HALVES, NAMES, Source, Value, number, registers_of
+from ingot.kernels.steps import dtype_of, walk_steps
 from ingot.kernels.tactic import Site, Step
 
 SUPPORTED = frozenset(("f64", "f32", "f16", "bf16", "bool", "i64", "i32", "i16", "i8", "u64", "u32", "u16", "u8"))
@@ -312,13 +313,6 @@ def apply(source: Source, step: Step, args: Sequence[Value | None], source_dtype
     return Value(name, result)
 
 
-def dtype_of(site: Site, reference: int | None) -> DType | None:
-    """The stored type of what a step's input refers to: operand i, or ~k for the result of step k."""
-    if reference is None:
-        return None
-    return site.inputs[reference].type.dtype if reference >= 0 else site.steps[~reference].types[0].dtype
-
-
 def declines_steps(site: Site, steps: Sequence[Step], *, gluon: bool = False) -> str | None:
     """Why one of the steps cannot be computed in registers, or None if all can."""
     for step in steps:
@@ -327,35 +321,13 @@ def declines_steps(site: Site, steps: Sequence[Step], *, gluon: bool = False) ->
     return None
 
 
-def operands_of(steps: Sequence[Step]) -> tuple[int, ...]:
-    """The site's operands that the steps read, each once, in order of first use."""
-    return tuple(dict.fromkeys(i for step in steps for i in step.inputs if i is not None and i >= 0))
-
-
 def run_steps(source: Source, start: int, results: dict[int, Value], load: Callable[[int], Value],
               stop: int | None = None) -> Value:
-    """Write the site's steps start..stop (to the last when None) on registers, and give the last result.
-
-    `results` holds the values of earlier steps (by index) and receives the new ones; `load(i)` gives operand i and is
-    called once for each. With no step to run, the result of step start-1 is given.
-    """
-    site, loaded = source.site, {}
-    end = len(site.steps) if stop is None else stop
-    for index in range(start, end):
-        step = site.steps[index]
-        args: list[Value | None] = []
-        for reference in step.inputs:
-            if reference is None:
-                args.append(None)
-            elif reference < 0:
-                args.append(results[~reference])
-            else:
-                if reference not in loaded:
-                    loaded[reference] = load(reference)
-                args.append(loaded[reference])
+    """Write the site's steps start..stop on registers, and give the last result: see `walk_steps`."""
+    def made(step: Step, args: list[Value | None]) -> Value:
         first = next((i for i in step.inputs if i is not None), None)
-        results[index] = apply(source, step, args, dtype_of(site, first))
-    return results[end - 1]
+        return apply(source, step, args, dtype_of(source.site, first))
+    return walk_steps(source.site, start, results, load, made, stop)
 
 
-__all__ = ["apply", "cast", "declines_step", "declines_steps", "dtype_of", "operands_of", "run_steps"]
+__all__ = ["apply", "cast", "declines_step", "declines_steps", "run_steps"]

@@ -9,9 +9,9 @@ import numpy as np
 
 from ingot.graph import BOOL, Dim, DType, product
 from ingot.kernels.cuda.base import CudaTactic, Drafts
-from ingot.kernels.cuda.expression import declines_steps, operands_of, run_steps
+from ingot.kernels.cuda.expression import run_steps
 from ingot.kernels.cuda.matmul import along, unflattened
-from ingot.kernels.cuda.pointwise import spread
+from ingot.kernels.cuda.pointwise import declines_epilogue, spread
 from ingot.kernels.cuda.source import (
     NAMES,
     TYPES,
@@ -105,15 +105,7 @@ class Indexed(CudaTactic):
             return "another layout than the plain one"
         if bad := [o for o in operands if o.type.dtype.name not in TYPES]:
             return f"elements of type {bad[0].type.dtype}"
-        if why := declines_steps(site, site.epilogue):
-            return why
-        for step in site.epilogue:
-            if step.types[0].shape != site.step.types[0].shape:
-                return f"{step.op} changes the shape"
-        for i in operands_of(site.epilogue):
-            if spread(site, i, site.output.shape) is None:
-                return f"operand {i} is broadcast in a way only known at run time"
-        return self.refuses(site)
+        return declines_epilogue(site) or self.refuses(site)
 
     def space(self, site: Site, target: Target) -> Iterator[Params]:
         total = usual(product(site.output.shape), site)

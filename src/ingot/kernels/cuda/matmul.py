@@ -8,8 +8,9 @@ import numpy as np
 from ingot.graph import BF16, F16, F32, Dim, product
 from ingot.kernels.cuda.base import CudaTactic, Drafts
 from ingot.kernels.cuda.ending import Ending, Place, Split
-from ingot.kernels.cuda.expression import declines_steps, operands_of
+from ingot.kernels.cuda.expression import declines_steps
 from ingot.kernels.cuda.source import MULTIPROCESSORS, SHARED, Source, ceil_div, is_wide, joined, times, usual
+from ingot.kernels.steps import operands_of
 from ingot.kernels.tactic import Params, Site
 from ingot.kernels.x86.matmul_form import Form, collapsed, form_of, spread
 from ingot.target import Target

@@ -1,13 +1,14 @@
 """Regions of pointwise ops, and ops that copy elements, as strided nests."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from ingot.graph import Dim, DType
 from ingot.kernels.cuda.base import CudaTactic, Drafts
-from ingot.kernels.cuda.expression import declines_steps, operands_of, run_steps
+from ingot.kernels.cuda.expression import declines_steps, run_steps
 from ingot.kernels.cuda.nest import Nest, View, nest_space
 from ingot.kernels.cuda.source import TYPES, Source, Value, logical_strides, physical_order
+from ingot.kernels.steps import operands_of
 from ingot.kernels.tactic import Operand, Params, Site
 from ingot.kernels.x86.movement import PLANS, Copy
 from ingot.ops import OPS
@@ -50,6 +51,24 @@ def spread(site: Site, index: int, shape: tuple[Dim, ...]) -> tuple[Dim, ...] | 
     return tuple(found)
 
 
+def declines_spread(site: Site, operands: Iterable[int | None], shape: tuple[Dim, ...]) -> str | None:
+    """Why one of the operands cannot be read beside a result of this shape, or None if all can."""
+    for i in operands:
+        if i is not None and spread(site, i, shape) is None:
+            return f"operand {i} is broadcast in a way only known at run time"
+    return None
+
+
+def declines_epilogue(site: Site, *, gluon: bool = False) -> str | None:
+    """Why the steps after the main one cannot be applied to its result element by element, or None if they can."""
+    if why := declines_steps(site, site.epilogue, gluon=gluon):
+        return why
+    for step in site.epilogue:
+        if step.types[0].shape != site.step.types[0].shape:
+            return f"{step.op} changes the shape"
+    return declines_spread(site, operands_of(site.epilogue), site.output.shape)
+
+
 class Pointwise(CudaTactic):
     """A region of pointwise ops over one result."""
 
@@ -69,10 +88,7 @@ class Pointwise(CudaTactic):
             return "several outputs"
         if why := declines_steps(site, site.steps):
             return why
-        for i in operands_of(site.steps):
-            if spread(site, i, shape) is None:
-                return f"operand {i} is broadcast in a way only known at run time"
-        return None
+        return declines_spread(site, operands_of(site.steps), shape)
 
     def _nest(self, site: Site) -> tuple[tuple[Dim, ...], View, dict[int, View]]:
         order, out = physical_order(site.outputs[0]), site.outputs[0]
@@ -140,14 +156,7 @@ class Copies(CudaTactic):
                 return "it takes no epilogue"
             if 0 in operands_of(site.epilogue):
                 return "what is moved is read again in place"
-            if why := declines_steps(site, site.epilogue):
-                return why
-            for step in site.epilogue:
-                if step.types[0].shape != site.step.types[0].shape:
-                    return f"{step.op} changes the shape"
-            for i in operands_of(site.epilogue):
-                if spread(site, i, site.output.shape) is None:
-                    return f"operand {i} is broadcast in a way only known at run time"
+            return declines_epilogue(site)
         return None
 
     def _copies(self, site: Site) -> list[Copy]:

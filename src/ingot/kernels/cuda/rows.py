@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from ingot.graph import F64, I32, I64, Dim, product
 from ingot.kernels.cuda.base import CudaTactic, Drafts
-from ingot.kernels.cuda.expression import declines_steps, operands_of, run_steps
+from ingot.kernels.cuda.expression import declines_steps, run_steps
 from ingot.kernels.cuda.matmul import along, unflattened
-from ingot.kernels.cuda.pointwise import spread
+from ingot.kernels.cuda.pointwise import declines_spread, spread
 from ingot.kernels.cuda.source import (
     NAMES,
     TYPES,
@@ -28,6 +28,7 @@ from ingot.kernels.cuda.source import (
     registers_of,
     usual,
 )
+from ingot.kernels.steps import operands_of
 from ingot.kernels.tactic import Params, Site
 from ingot.ops import OPS
 from ingot.ops.reduction import reduced_axes
@@ -257,10 +258,7 @@ class Reduction(CudaTactic):
             return f"{site.op} of {x}"
         if most(plan_of(site).count, site) < 1:
             return "nothing to reduce"
-        for i in operands_of(site.epilogue):
-            if spread(site, i, site.output.shape) is None:
-                return f"operand {i} is broadcast in a way only known at run time"
-        return None
+        return declines_spread(site, operands_of(site.epilogue), site.output.shape)
 
     def space(self, site: Site, target: Target) -> Iterator[Params]:
         yield from rows_space(site, plan_of(site), site.step.inputs[0] or 0)
@@ -373,14 +371,9 @@ class Normalization(CudaTactic):
             return f"{site.op} of {x.dtype}"
         if site.op == "LpNormalization" and site.attrs.get("p", 2) not in (1, 2):
             return "a norm of another power"
-        if site.op in ("LayerNormalization", "RMSNormalization"):
-            for i in site.step.inputs[1:]:
-                if i is not None and spread(site, i, x.shape) is None:
-                    return f"operand {i} is broadcast in a way only known at run time"
-        for i in operands_of(site.epilogue):
-            if spread(site, i, site.output.shape) is None:
-                return f"operand {i} is broadcast in a way only known at run time"
-        return None
+        weights = site.step.inputs[1:] if site.op in ("LayerNormalization", "RMSNormalization") else ()
+        return (declines_spread(site, weights, x.shape)
+                or declines_spread(site, operands_of(site.epilogue), site.output.shape))
 
     def space(self, site: Site, target: Target) -> Iterator[Params]:
         yield from rows_space(site, plan_of(site), site.step.inputs[0] or 0)

@@ -18,7 +18,6 @@ from ingot.kernels.cuda.conv_form import ending as conv_ending
 from ingot.kernels.cuda.conv_form import five, pixel_parts
 from ingot.kernels.cuda.conv_form import form_of as conv_form_of
 from ingot.kernels.cuda.ending import Ending, Split
-from ingot.kernels.cuda.expression import operands_of
 from ingot.kernels.cuda.kernel import TensorMap
 from ingot.kernels.cuda.matmul import (
     block_clocks,
@@ -31,6 +30,7 @@ from ingot.kernels.cuda.matmul import (
 )
 from ingot.kernels.cuda.pointwise import spread
 from ingot.kernels.cuda.source import SHARED, TYPES, Source, Value, capability, ceil_div, registers_of, usual
+from ingot.kernels.steps import operands_of
 from ingot.kernels.tactic import Params, Site
 from ingot.kernels.x86.matmul_form import Form, collapsed
 from ingot.kernels.x86.matmul_form import spread as product_spread

@@ -19,7 +19,8 @@ from ingot.kernels import Kernel, Params, Site, Tactic
 from ingot.kernels.codegen import Code, Int, Value, isa_of
 from ingot.kernels.codegen.dot import Dot
 from ingot.kernels.codegen.tile import Tile
-from ingot.kernels.x86.conv_form import Epilogue, Ints3, pack_channels
+from ingot.kernels.convolution import Ints3
+from ingot.kernels.x86.conv_form import Epilogue, pack_channels
 from ingot.kernels.x86.conv_grid import Grid, declines, grid_of, in_rows, is_product, pack_weight, points, vectors_of
 from ingot.target import Target
 
@@ -32,16 +33,7 @@ class DirectConvolution(Tactic):
     name = "x86.conv_direct_blocked"
 
     def declines(self, site: Site, target: Target) -> str | None:
-        found = declines(site, target)
-        if isinstance(found, str):
-            return found
-        if found.transposed:
-            return "a transposed convolution"
-        if not found.x.block:
-            return "the input is plain"
-        if is_product(found):
-            return "a 1x1 kernel"
-        return None
+        return _declines(site, target, blocked=True, product=False)
 
     def space(self, site: Site, target: Target) -> Iterator[Params]:
         yield from points(site, grid_of(site), target)
@@ -67,14 +59,7 @@ class ProductConvolution(DirectConvolution):
     name = "x86.conv_1x1"
 
     def declines(self, site: Site, target: Target) -> str | None:
-        found = declines(site, target)
-        if isinstance(found, str):
-            return found
-        if found.transposed:
-            return "a transposed convolution"
-        if not found.x.block:
-            return "the input is plain"
-        return None if is_product(found) else "no 1x1 kernel"
+        return _declines(site, target, blocked=True, product=True)
 
 
 class StemConvolution(DirectConvolution):
@@ -83,12 +68,21 @@ class StemConvolution(DirectConvolution):
     name = "x86.conv_stem"
 
     def declines(self, site: Site, target: Target) -> str | None:
-        found = declines(site, target)
-        if isinstance(found, str):
-            return found
-        if found.transposed:
-            return "a transposed convolution"
-        return "the input is blocked" if found.x.block else None
+        return _declines(site, target, blocked=False, product=None)
+
+
+def _declines(site: Site, target: Target, *, blocked: bool, product: bool | None) -> str | None:
+    """Why a site is no forward convolution of a blocked (or plain) input with a 1x1 (or larger, or any) kernel."""
+    found = declines(site, target)
+    if isinstance(found, str):
+        return found
+    if found.transposed:
+        return "a transposed convolution"
+    if bool(found.x.block) != blocked:
+        return "the input is plain" if blocked else "the input is blocked"
+    if product is None or is_product(found) == product:
+        return None
+    return "no 1x1 kernel" if product else "a 1x1 kernel"
 
 
 # --- the kernel -----------------------------------------------------------------------------------------------------

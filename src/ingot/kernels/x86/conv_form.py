@@ -9,15 +9,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ingot.graph import BF16, F32, F64, I8, U8, Dim, DType, TensorType
+from ingot.graph import BF16, F32, F64, I8, U8, Dim, TensorType
 from ingot.kernels import Operand, Site
 from ingot.kernels.codegen import Code, Int, Value, element_of
-from ingot.kernels.codegen.steps import declines_steps, operands_of, run_steps
-from ingot.ops import OPS
-from ingot.ops.convolution import Window, convolution_window, transposed_window
-
-Dims3 = tuple[Dim, Dim, Dim]
-Ints3 = tuple[int, int, int]
+from ingot.kernels.codegen.steps import declines_steps, run_steps
+from ingot.kernels.convolution import Extents, extents, operands
+from ingot.kernels.steps import operands_of
 
 
 @dataclass(frozen=True)
@@ -41,22 +38,9 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Form:
+class Form(Extents):
     """A Conv or ConvTranspose, spelled out."""
 
-    dtype: DType            # of the input; of narrow floats, what they are summed in
-    transposed: bool
-    batch: Dim
-    channels: int           # of the input
-    filters: int            # channels of the output
-    groups: int
-    size: Dims3             # of the input
-    out_size: Dims3
-    kernel: Ints3
-    strides: Ints3
-    dilations: Ints3
-    begins: Dims3           # padding before (ConvTranspose: what is cut off)
-    ends: Dims3
     x: Placed
     out: Placed
     x_index: int
@@ -69,25 +53,6 @@ class Form:
     def element(self) -> str:
         """The LLVM type of an element."""
         return element_of(self.dtype)
-
-    @property
-    def depth(self) -> int:
-        """Input channels per group."""
-        return self.channels // self.groups
-
-    @property
-    def width(self) -> int:
-        """Output channels per group."""
-        return self.filters // self.groups
-
-    @property
-    def taps(self) -> int:
-        return self.kernel[0] * self.kernel[1] * self.kernel[2]
-
-    @property
-    def pads_zero(self) -> bool:
-        """Whether no padding is asked for anywhere."""
-        return all(p == 0 for p in (*self.begins, *self.ends))
 
     @property
     def static(self) -> bool:
@@ -111,16 +76,6 @@ def placed(operand: Operand) -> Placed | str:
     return Placed(t, (steps[0], steps[1], steps[2], steps[3], steps[4]), t.block)
 
 
-def _three(values: tuple[Dim, ...], fill: int) -> tuple[Dim, Dim, Dim]:
-    a, b, c = (fill,) * (3 - len(values)) + tuple(values)
-    return a, b, c
-
-
-def _three_ints(values: tuple[int, ...]) -> Ints3:
-    a, b, c = (1,) * (3 - len(values)) + tuple(values)
-    return a, b, c
-
-
 def form(site: Site, *, kind: str = "") -> Form | str:
     """The convolution a site is built around, or why it is none that kernels are generated for.
 
@@ -131,13 +86,10 @@ def form(site: Site, *, kind: str = "") -> Form | str:
     integer, short = kind == "ConvInteger", kind == "ShortConv"
     if step.op not in ((kind,) if kind else ("Conv", "ConvTranspose")):
         return f"{step.op} is no {kind or 'convolution'}"
-    if site.main != 0 or len(site.outputs) != 1:
-        return "a prologue or several outputs"
-    x_index, weight_index, bias_index = (*step.inputs, None)[:3]
-    if integer:
-        bias_index = None
-    if x_index is None or weight_index is None or min(x_index, weight_index, bias_index or 0) < 0:
-        return "its operands are not the site's"
+    found = operands(site)
+    if isinstance(found, str):
+        return found
+    x_index, weight_index, bias_index = found
     x, weight, out = site.inputs[x_index], site.inputs[weight_index], site.outputs[0]
     if integer and (x.type.dtype, weight.type.dtype) != (U8, I8):
         return f"elements of type {x.type.dtype} by {weight.type.dtype}"
@@ -145,32 +97,25 @@ def form(site: Site, *, kind: str = "") -> Form | str:
         return f"elements of type {x.type.dtype} by {weight.type.dtype}"
     if not kind and (x.type.dtype not in (F32, F64) or {out.type.dtype, weight.type.dtype} != {x.type.dtype}):
         return f"elements of type {x.type.dtype} -> {out.type.dtype}"
-    if not 3 <= x.type.rank <= 5:
-        return f"{x.type.rank - 2} spatial axes"
     if weight.strides is not None:
         return "the weight is strided"
     words = integer and x.type.layout == "c4"       # few channels, one 32-bit word a pixel
     if x.type.layout and x.type.layout != (out.type.layout or x.type.layout) and not words:
         return f"the layouts {x.type.layout} -> {out.type.layout}"
-    types = (x.type, weight.type)
-    attrs = {**OPS[step.op].attrs, **site.attrs}
-    transposed = step.op == "ConvTranspose"
-    window: Window = transposed_window(types, attrs)[0] if transposed else convolution_window(types, attrs)
-    groups = attrs["group"]
-    channels, filters = x.type.shape[1], out.type.shape[1]
-    if not isinstance(groups, int) or not isinstance(channels, int) or not isinstance(filters, int):
-        return "the number of channels is not known"
+    sizes = extents(site, x_index, weight_index)
+    if isinstance(sizes, str):
+        return sizes
     x_place, out_place = placed(x), placed(out)
     if isinstance(x_place, str):
         return x_place
     if isinstance(out_place, str):
         return out_place
     bias = None if bias_index is None else site.inputs[bias_index]
-    return Form(F32 if short else x.type.dtype, transposed, x.type.shape[0], channels, filters, groups,
-                _three(x.type.shape[2:], 1), _three(out.type.shape[2:], 1), _three_ints(window.kernel),
-                _three_ints(window.strides), _three_ints(window.dilations), _three(window.begins, 0),
-                _three(window.ends, 0), x_place, out_place, x_index, weight_index, bias_index, weight.constant,
-                bias is not None and bias.constant)
+    if short:
+        sizes = replace(sizes, dtype=F32)       # what narrow floats are summed in
+    return Form(**vars(sizes), x=x_place, out=out_place, x_index=x_index, weight_index=weight_index,
+                bias_index=bias_index, constant_weight=weight.constant,
+                constant_bias=bias is not None and bias.constant)
 
 
 # --- the epilogue ---------------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from ingot.graph import F32, Dim, evaluate
 from ingot.graph.dim import symbols_of
 from ingot.kernels import Params, Site
 from ingot.kernels.codegen import Isa, isa_of
-from ingot.kernels.codegen.steps import operands_of
 from ingot.kernels.codegen.tile import fits
+from ingot.kernels.steps import operands_of
 from ingot.kernels.x86.conv_form import Form, Placed, declines_epilogue, form
 from ingot.target import Target
 

@@ -13,8 +13,8 @@ import numpy as np
 from ingot.graph import Dim, evaluate, product
 from ingot.kernels import Kernel, Params, Site, Tactic
 from ingot.kernels.codegen import Code, Int, Isa, Value, isa_of, vector
-from ingot.kernels.codegen.steps import operands_of
 from ingot.kernels.codegen.tile import Tile, fits, lanes_of
+from ingot.kernels.steps import operands_of
 from ingot.kernels.x86.conv_form import Epilogue, Form, declines_epilogue, extra, form
 from ingot.target import Target
 

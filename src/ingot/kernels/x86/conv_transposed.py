@@ -15,8 +15,9 @@ from ingot.errors import CandidateError
 from ingot.graph import Dim
 from ingot.kernels import Kernel, Params, Site, Tactic
 from ingot.kernels.codegen import Code, isa_of
+from ingot.kernels.convolution import Ints3
 from ingot.kernels.x86.conv_direct import Emitter, Phase
-from ingot.kernels.x86.conv_form import Form, Ints3, form, pack_channels
+from ingot.kernels.x86.conv_form import Form, form, pack_channels
 from ingot.kernels.x86.conv_grid import Grid, declines, pack_weight, points, vectors_of
 from ingot.target import Target
 

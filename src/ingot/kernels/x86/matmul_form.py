@@ -7,7 +7,8 @@ from itertools import pairwise
 
 from ingot.graph import Dim, dense_strides, product
 from ingot.kernels.codegen import Code, Int, Value, element_of
-from ingot.kernels.codegen.steps import declines_steps, operands_of, run_steps
+from ingot.kernels.codegen.steps import declines_steps, run_steps
+from ingot.kernels.steps import operands_of
 from ingot.kernels.tactic import Operand, Site
 
 Strides = tuple[Dim, ...]
