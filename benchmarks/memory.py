@@ -19,7 +19,7 @@ def main(runtime: str, model: str, feeds_file: str, threads: int) -> None:
     """Load, run, print."""
     with np.load(feeds_file) as file:
         feeds = {name: file[name] for name in file.files}
-    if runtime == "ingot":
+    if runtime.startswith("ingot"):
         session = ingot.Session(ingot.load(model, threads=threads), threads)
         call = session.run
     elif runtime == "onnxruntime":

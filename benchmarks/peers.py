@@ -3,9 +3,10 @@
     python -m benchmarks.peers --out benchmarks/results/NAME
 
 Peers: eager PyTorch, torch.compile (weights frozen), ONNX Runtime, OpenVINO (shapes fixed) in f32, and OpenVINO in
-bf16 where the processor has it. Writes NAME.md, NAME.json and NAME.svg: medians, ratios with their 95 % intervals, how
-far the outputs lie apart, peak memory, and the machine. A runtime whose output lies further from PyTorch's than its
-precision explains computes something else: its time is shown, and no ratio counts it.
+bf16 where the processor has it (beside the runtime "ingot bf16", if that is asked for). Writes NAME.md, NAME.json and
+NAME.svg: medians, ratios with their 95 % intervals, how far the outputs lie apart, peak memory, and the machine. A
+runtime whose output lies further from PyTorch's than its precision explains computes something else: its time is
+shown, and no ratio counts it.
 """
 from __future__ import annotations
 
@@ -52,13 +53,17 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def engine_file(path: Path, batch: int, arguments: argparse.Namespace) -> Path:
+OURS = {"f32": "ingot", "bf16": "ingot bf16"}
+
+
+def engine_file(path: Path, batch: int, arguments: argparse.Namespace, precision: str = "f32") -> Path:
     """An engine tuned at the batch and right on all of them, built once and kept."""
-    file = Path(arguments.engines) / f"{path.stem}-{arguments.threads}-b{batch}.ingot"
+    short = "" if precision == "f32" else f"-{precision}"
+    file = Path(arguments.engines) / f"{path.stem}-{arguments.threads}-b{batch}{short}.ingot"
     if not file.exists():
         entry = ZOO[path.stem]
         axes = "x".join(map(str, (f"batch=1..{batch}..{max(arguments.batch)}", *entry.shape)))
-        options = ingot.BuildOptions(threads=arguments.threads, budget=arguments.budget)
+        options = ingot.BuildOptions(threads=arguments.threads, budget=arguments.budget, precision=precision)
         start = time.perf_counter()
         ingot.save(ingot.build(path, dict.fromkeys(entry.inputs, axes), options, original="onnxruntime"), file)
         print(f"  built {file.name} in {time.perf_counter() - start:.1f} s", flush=True)
@@ -68,10 +73,11 @@ def engine_file(path: Path, batch: int, arguments: argparse.Namespace) -> Path:
 def loaded(runtime: str, entry: Entry, path: Path, batch: int, arguments: argparse.Namespace) -> Peer:
     """One runtime with the model loaded."""
     feeds, threads = entry.feeds(batch), arguments.threads
-    if runtime == "ingot":
-        session = ingot.Session(ingot.load(engine_file(path, batch, arguments), threads=threads), threads)
+    if runtime in OURS.values():
+        file = engine_file(path, batch, arguments, precision_of(runtime))
+        session = ingot.Session(ingot.load(file, threads=threads), threads)
         out = {k: v.copy() for k, v in session.run(feeds).items()}
-        return Peer("ingot", "", session.run, partial(session.run, out=out), 0.0)
+        return Peer(runtime, "", session.run, partial(session.run, out=out), 0.0)
     if runtime in ("torch", "torch.compile"):
         return torch_peer(entry.module(), entry.inputs, entry.outputs, threads, compiled=runtime != "torch")
     if runtime == "onnxruntime":
@@ -99,8 +105,10 @@ def measure(entry: Entry, path: Path, batch: int, arguments: argparse.Namespace)
             "p99": told.p99, "least": told.least, "runs": told.runs, "apart": apart,
             "counts": apart <= APART[precision_of(name)],
             "peak_share": 2 * entry.gmac * batch / told.median / arguments.peak}
-        if name != "ingot" and "ingot" in blocks:
-            row["ratio"], row["ratio_low"], row["ratio_high"] = ratio_interval(taken, blocks["ingot"])
+        ours = OURS[precision_of(name)] if OURS[precision_of(name)] in blocks else "ingot"
+        if name not in OURS.values() and ours in blocks:
+            row["ratio"], row["ratio_low"], row["ratio_high"] = ratio_interval(taken, blocks[ours])
+            row["over"] = ours
         if arguments.memory:
             row["memory"] = memory_of(name, entry, path, batch, arguments)
         rows.append(row)
@@ -116,7 +124,7 @@ def memory_of(runtime: str, entry: Entry, path: Path, batch: int, arguments: arg
     with tempfile.TemporaryDirectory() as folder:
         feeds = Path(folder) / "feeds.npz"
         np.savez(feeds, **entry.feeds(batch))
-        model = engine_file(path, batch, arguments) if runtime == "ingot" else path
+        model = engine_file(path, batch, arguments, precision_of(runtime)) if runtime in OURS.values() else path
         words = [sys.executable, "-m", "benchmarks.memory", runtime, model, feeds, arguments.threads]
         return int(subprocess.run([*map(str, words)], capture_output=True, text=True, check=True).stdout.split()[-1])
 
@@ -128,7 +136,8 @@ def main() -> None:
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 8])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=8.0, help="per model and batch, all runtimes together")
-    parser.add_argument("--runtimes", nargs="*", default=["ingot", *PEERS], choices=["ingot", *PEERS])
+    parser.add_argument("--runtimes", nargs="*", default=["ingot", *PEERS],
+                        choices=[*OURS.values(), *PEERS])
     parser.add_argument("--budget", type=float, default=None, help="seconds for tuning each model")
     parser.add_argument("--folder", default=str(Path(tempfile.gettempdir()) / "ingot-zoo"), help="where the models lie")
     parser.add_argument("--engines", default="", help="where engines are kept; default: beside the models")
@@ -151,7 +160,8 @@ def main() -> None:
             print(f"{name}, batch {batch}", flush=True)
             rows += measure(ZOO[name], path, batch, arguments)
             gc.collect()
-    packages = dict.fromkeys(r.split(" ")[0].split(".")[0] for r in arguments.runtimes if r != "ingot")
+    packages = dict.fromkeys(r.split(" ")[0].split(".")[0] for r in arguments.runtimes
+                             if r not in OURS.values())
     report = {"cpu": cpu_name(), "threads": arguments.threads, "peak_gflops": arguments.peak,
               "date": datetime.now(UTC).strftime("%Y-%m-%d"), "python": platform.python_version(),
               "versions": {p: version(p) for p in packages}, "rows": rows}

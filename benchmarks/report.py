@@ -34,9 +34,10 @@ def table(report: dict[str, Any]) -> str:
     runtimes = list(dict.fromkeys(r["runtime"] for r in rows))
     by = {(r["model"], r["batch"], r["runtime"]): r for r in rows}
     ratios = [r for r in runtimes if any(x["runtime"] == r and "ratio" in x for x in rows)]
+    over = {r: next((x["over"] for x in rows if x["runtime"] == r and "over" in x), "ingot") for r in ratios}
     memory = any("memory" in r for r in rows)
     best = best_ratios(rows, "f32")
-    head = ["model", "batch", *(f"{r} ms" for r in runtimes), *(f"{r} / ingot" for r in ratios), "best f32 peer",
+    head = ["model", "batch", *(f"{r} ms" for r in runtimes), *(f"{r} / {over[r]}" for r in ratios), "best f32 peer",
             *(["peak memory MB, in that order"] if memory else [])]
     lines = [f"Median milliseconds, {report['threads']} threads, {report['cpu']}, {report['date']}; f32 if not said.",
              f"In parentheses: share of the {report['peak_gflops']:.0f} GFLOP/s a loop of multiply-adds alone reaches.",
@@ -59,10 +60,12 @@ def table(report: dict[str, Any]) -> str:
             cells.append(" / ".join(f"{by[k]['memory'] / 1e6:.0f}" if (k := (model, batch, r)) in by and
                                     "memory" in by[k] else "-" for r in runtimes))
         lines.append("| " + " | ".join(cells) + " |")
-    if best:
-        every = [r for _, r in best.values()]
-        mean = f"Geometric mean over the best f32 peer of each row: {geometric_mean(every):.2f}x"
-        lines += ["", f"{mean}; least {min(every):.2f}x."]
+    short = [x for x in rows if x.get("over") == "ingot bf16"]
+    for precision, found in (("f32", best), ("bf16", best_ratios(short, "bf16"))):
+        every = [r for _, r in found.values()]
+        if every:
+            mean = f"Geometric mean over the best {precision} peer of each row: {geometric_mean(every):.2f}x"
+            lines += ["", f"{mean}; least {min(every):.2f}x."]
     return "\n".join(lines) + "\n"
 
 
