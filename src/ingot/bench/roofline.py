@@ -74,13 +74,13 @@ def _operations(step: Step, given: Sequence[TensorType | None], sizes: Mapping[s
     if first is None:
         return made
     attrs = dict(step.attrs)
-    if step.op in ("MatMul", "Gemm"):
+    if step.op in ("MatMul", "Gemm", "ShortMatMul", "MatMulInteger", "MatMulGroups"):
         inner = first.shape[-2 if attrs.get("transA") and step.op == "Gemm" else -1]
         return 2 * made * evaluate(inner, sizes)
-    if step.op in ("Conv", "ConvTranspose") and given[1] is not None:
+    if step.op in ("Conv", "ConvTranspose", "ShortConv", "ConvInteger") and given[1] is not None:
         taps = math.prod(evaluate(d, sizes) for d in given[1].shape[1:])
         # a transposed convolution multiplies each *input* element with every tap
-        return 2 * taps * float(made if step.op == "Conv" else _count(first, sizes))
+        return 2 * taps * float(_count(first, sizes) if step.op == "ConvTranspose" else made)
     if step.op == "Attention" and len(given) > 2 and given[1] is not None:
         return 4 * made * evaluate(given[1].shape[-2], sizes)
     if step.op.startswith(("Reduce", "Global", "Softmax", "LogSoftmax", "ArgM")) or step.op.endswith("Normalization"):
