@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ingot.graph import Node, TensorType, type_of
+from ingot.graph import BF16, Node, TensorType, type_of
 from ingot.kernels import Operand, Params, Site, Step, Tactic
 from ingot.kernels.codegen import target_for
 from ingot.ops import OPS, infer
@@ -116,5 +116,8 @@ def check(tactic: Tactic, site: Site, params: Params, target: Target, given: lis
         skew = 0        # blocks are aligned
     got = run_logical(kernel, site, target, arrays, sizes, threads, packed, cache=compiled(), skew=skew)
     want = reference(site, arrays, sizes)
+    # minimal filtering of bf16 rounds its transformed operands: 0.4 % of the results' root mean square
+    short = any(o.type.dtype == BF16 for o in site.inputs)
+    times = 1.0 if tactic.exact else 5000.0 if short else 8.0
     for g, w in zip(got, want, strict=True):
-        same(g, w, f"{tactic.name} {dict(params)} {target.isa} on {site} {sizes}", 1.0 if tactic.exact else 8.0)
+        same(g, w, f"{tactic.name} {dict(params)} {target.isa} on {site} {sizes}", times)

@@ -127,16 +127,27 @@ def test_an_engine_in_bf16_is_verified_against_the_model_in_f32():
 
 @here
 @pytest.mark.cpu
-def test_sites_that_bf16_does_not_make_faster_stay_in_f32():
-    """A tuner that calls every site on bf16 slow leaves none of them."""
+def test_sites_that_bf16_does_not_make_faster_are_one_plan_and_all_sites_another(monkeypatch):
+    """Convolutions on bf16 are called slow here: the plans that are timed as wholes are f32, all sites, the others."""
+    timed = []
+
     def tuner(program):
-        from_ = {x.site.key: x.site for x in program.launches if x.native}
         choices, kernels = {}, {}
-        for key, site in from_.items():
-            choice, kernels[key] = default_choice(site, target)
-            choices[key] = replace(choice, seconds=2.0 if site.op.startswith("Short") else 1.0)
+        for site in (x.site for x in program.launches if x.native):
+            choice, kernels[site.key] = default_choice(site, target)
+            seconds = {"ShortConv": 2.0, "Conv": 1.0, "MatMul": 1.0}.get(site.op, 0.1)
+            choices[site.key] = replace(choice, seconds=seconds)
         return Tuning(choices, kernels)
 
+    def side_by_side(graph, variants):
+        timed.extend(sum(s.op.startswith("Short") for x in v.program.launches for s in x.site.steps) for v in variants)
+        return [3.0, 2.0, 1.0]
+
     target: Target = host_target(2)
-    made = short_build(block(), target, tuner)
-    assert not made.kept and made.report()["precision"] == "f32" and len(made.sites) == 4
+    monkeypatch.setattr("ingot.compiler.short.side_by_side", side_by_side)
+    graph = block()
+    graph = replace(graph, nodes=tuple(replace(n, origin=(n.output,)) for n in graph.nodes))
+    made = short_build(graph, target, tuner)
+    assert timed == [0, 4, 1]
+    assert [s.name for s in made.kept] == ["j"] and len(made.sites) == 4
+    assert made.report()["short"]["seconds"] == {"f32": 3.0, "bf16": 1.0}

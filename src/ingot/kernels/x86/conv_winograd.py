@@ -23,6 +23,7 @@ import numpy as np
 from ingot.graph import Dim, evaluate
 from ingot.kernels import Kernel, Params, Site, Tactic
 from ingot.kernels.codegen import Code, Int, Isa, Value, isa_of
+from ingot.kernels.codegen.dot import Combine
 from ingot.kernels.codegen.tile import Tile, fits
 from ingot.kernels.codegen.winograd import mapped, symmetric
 from ingot.kernels.x86.conv_form import Corner, Epilogue, Form, form, pack_channels
@@ -48,18 +49,10 @@ class WinogradConvolution(Tactic):
         f = declines(site, target)
         if isinstance(f, str):
             return f
-        if not f.x.block:
-            return "the input is plain"
-        if f.kernel != (1, 3, 3) or f.size[0] != 1 or f.strides != (1, 1, 1) or f.dilations != (1, 1, 1):
-            return "no 3x3 kernel of stride and dilation 1"
-        if f.groups > 1:
-            return "several groups"
-        if not f.static:
-            return "symbolic spatial sizes"
-        return None
+        return "the input is plain" if not f.x.block else declines_window(f)
 
     def space(self, site: Site, target: Target) -> Iterator[Params]:
-        yield from _points(_form(site), isa_of(target), target.threads, {s.name: s.opt for s in site.symbols})
+        yield from winograd_points(_form(site), isa_of(target), target.threads, {s.name: s.opt for s in site.symbols})
 
     def pack(self, site: Site, params: Params, target: Target,
              constants: Mapping[int, np.ndarray]) -> Mapping[int, np.ndarray]:
@@ -70,7 +63,18 @@ class WinogradConvolution(Tactic):
         return packed
 
     def emit(self, site: Site, params: Params, target: Target) -> Kernel:
-        return _Emitter(site, _form(site), params, isa_of(target)).kernel(self.name)
+        return WinogradEmitter(site, _form(site), params, isa_of(target)).kernel(self.name)
+
+
+def declines_window(f: Form) -> str | None:
+    """Why a convolution is not of this form, or None."""
+    if f.kernel != (1, 3, 3) or f.size[0] != 1 or f.strides != (1, 1, 1) or f.dilations != (1, 1, 1):
+        return "no 3x3 kernel of stride and dilation 1"
+    if f.groups > 1:
+        return "several groups"
+    if not f.static:
+        return "symbolic spatial sizes"
+    return None
 
 
 def _form(site: Site) -> Form:
@@ -82,37 +86,45 @@ def _form(site: Site) -> Form:
 
 def pack_weight(f: Form, weight: np.ndarray, size: int, width: int, span: int, whole: int) -> np.ndarray:
     """G g G^T in f64, rounded once: [filters / (span width)][n n][span][channels][width], flat; `whole` filters."""
+    padded = transformed(f, weight, size, whole).astype(np.float32)
+    split = padded.reshape(len(padded), whole // (span * width), span, width, f.channels)
+    return np.ascontiguousarray(split.transpose(1, 0, 2, 4, 3)).reshape(-1)
+
+
+def transformed(f: Form, weight: np.ndarray, size: int, whole: int) -> np.ndarray:
+    """G g G^T in f64: [n n, whole filters, channels], those past the last filter zero."""
     g = np.array([[float(x) for x in row] for row in symmetric(size).g])
     both = np.kron(g, g)                                                        # [n n, 9]
     made = both @ weight.reshape(f.filters * f.channels, 9).astype(np.float64).T
-    padded = np.zeros((len(both), whole, f.channels), np.float32)
+    padded = np.zeros((len(both), whole, f.channels))
     padded[:, :f.filters] = made.reshape(len(both), f.filters, f.channels)
-    split = padded.reshape(len(both), whole // (span * width), span, width, f.channels)
-    return np.ascontiguousarray(split.transpose(1, 0, 2, 4, 3)).reshape(-1)
+    return padded
 
 
 # --- the space ------------------------------------------------------------------------------------------------------
 
 
-def _odd_lines(floats: int, lanes: int) -> int:
+def odd_lines(floats: int, lanes: int) -> int:
     """At least so many floats, an odd number of vectors: strides that do not meet in the same cache sets."""
     return (ceil(floats / lanes) | 1) * lanes
 
 
-def _points(f: Form, isa: Isa, threads: int, sizes: Mapping[str, int]) -> Iterator[Params]:
+def winograd_points(f: Form, isa: Isa, threads: int, sizes: Mapping[str, int], tried_sizes: tuple[int, ...] = _SIZES,
+                    ratio: int = 1) -> Iterator[Params]:
     """For each size of tile, and both ways to share the work, the point with the least estimated cycles.
 
-    m = 6 costs accuracy: it is tried once, and only where much is to be gained.
+    m = 6 costs accuracy: it is tried once, and only where much is to be gained. `ratio` is how many products of V and
+    U lie in a 32-bit word, all of which one instruction takes.
     """
     ranked: list[tuple[float, Params]] = []
     count, unit = vectors_of(f, isa.lanes), f.out.block // isa.lanes
-    for size in _SIZES:
+    for size in tried_sizes:
         tiles = _grid(f, size)[0] * _grid(f, size)[1] * evaluate(f.batch, sizes)
         found: list[tuple[float, Params]] = []
         for split in (0, 1):
             tried = [c for vectors in range(unit, 7, unit) if count % vectors == 0
                      for rows in range(2, 17) if fits(isa, rows, vectors)
-                     for c in _blocks(f, isa, threads, tiles, split, size, rows, vectors)]
+                     for c in _blocks(f, isa, threads, tiles, split, size, rows, vectors, ratio)]
             found.append(min(tried, key=lambda c: c[0]))
         if size == 6:
             best = min(found, key=lambda c: c[0])
@@ -129,16 +141,16 @@ def _grid(f: Form, size: int) -> tuple[int, int]:
     return -(-height // size), -(-width // size)
 
 
-def _blocks(f: Form, isa: Isa, threads: int, tiles: int, split: int, size: int, rows: int,
-            vectors: int) -> Iterator[tuple[float, Params]]:
+def _blocks(f: Form, isa: Isa, threads: int, tiles: int, split: int, size: int, rows: int, vectors: int,
+            ratio: int) -> Iterator[tuple[float, Params]]:
     """Numbers of tiles per block for one register tile, each with its estimated cycles."""
     square, count = (size + 2) ** 2, vectors_of(f, isa.lanes)
     parts = count // vectors
     spans = [s for s in range(1, parts + 1) if parts % s == 0] if split == 0 else [1]
-    v_row = _odd_lines(f.channels, isa.lanes) * (1 - split)
+    v_row = odd_lines(f.channels // ratio, isa.lanes) * (1 - split)
     loads = 1 + 0.15 / (rows * vectors) * max(0, 8 - rows * vectors) + 0.1 / rows + 0.02 / vectors
     transforms = tiles / threads * square * 5 * (f.channels / isa.lanes + count)
-    weights = square * f.channels * count * isa.lanes * 4
+    weights = square * f.channels * count * isa.lanes * 4 // ratio
     for turns in range(1, 1 + min(_TURNS, -(-tiles // rows))):
         block = turns * rows
         fitting = [s for s in spans if square * block * 4 * (v_row + s * vectors * isa.lanes) <= _KEEP]
@@ -148,7 +160,7 @@ def _blocks(f: Form, isa: Isa, threads: int, tiles: int, split: int, size: int, 
         blocks = -(-tiles // block)
         last = -(-(tiles - (blocks - 1) * block) // rows) * rows        # rows computed of the last block
         share = _share(blocks, 1 if split == 0 else parts, block, last, threads)
-        work = share * square * f.channels * (count if split == 0 else vectors)
+        work = share * square * (f.channels // ratio) * (count if split == 0 else vectors)
         passes = -(-blocks // threads) if split == 0 else max(1, -(-blocks // threads))
         cycles = work * loads + transforms + passes * weights / (_NEAR if weights < _KEEP else _FAR)
         yield cycles, {"size": size, "split": split, "rows": rows, "vectors": vectors, "block": block, "span": span}
@@ -167,8 +179,13 @@ def _share(blocks: int, parts: int, block: int, last: int, threads: int) -> int:
 # --- the kernel -----------------------------------------------------------------------------------------------------
 
 
-class _Emitter:
-    """One module under construction."""
+class WinogradEmitter:
+    """One module under construction. V and U are f32, or 32-bit words of `ratio` narrower numbers."""
+
+    element = "float"           # of the input
+    word = "float"              # what products read, and how many channels lie in one
+    ratio = 1
+    combine: Combine | None = None
 
     def __init__(self, site: Site, f: Form, params: Params, isa: Isa) -> None:
         self.site, self.f, self.isa, self.lanes = site, f, isa, isa.lanes
@@ -181,10 +198,10 @@ class _Emitter:
         self.group = self.vectors * self.span           # vectors of filters per group
         self.groups = vectors_of(f, self.lanes) // self.group
         self.in_blocks = -(-f.channels // f.x.block)
-        self.v_row = _odd_lines(self.in_blocks * f.x.block, self.lanes)
-        self.v_plane = _odd_lines(self.block * self.v_row, self.lanes)
+        self.v_row = odd_lines(self.in_blocks * f.x.block // self.ratio, self.lanes)
+        self.v_plane = odd_lines(self.block * self.v_row, self.lanes)
         self.m_row = self.group * self.lanes
-        self.m_plane = _odd_lines(self.block * self.m_row, self.lanes)
+        self.m_plane = odd_lines(self.block * self.m_row, self.lanes)
         self.v_floats = (self.n**2 * self.v_plane + 15) // 16 * 16
         self.m_floats = (self.n**2 * self.m_plane + 15) // 16 * 16
         self.tiles: Dim = f.batch * (self.grid[0] * self.grid[1])
@@ -265,22 +282,25 @@ class _Emitter:
         missing = code.add(code.sub(low, high), code.sub(first, last))
         cut = code.compare("!=", code.value(missing), -2 * n)
         with code.when(cut), code.loop(0, n * n * block, self.lanes) as i:
-            code.store(code.zero("float", self.lanes), code.offset(self.edge, i))
+            code.store(code.zero(self.element, self.lanes), code.offset(self.edge, i, self.element))
         line = code.dim(f.x.steps[3])
-        start = code.offset(self.x, f.x.offset(code, image, 0, 0, top, left))
+        start = code.offset(self.x, f.x.offset(code, image, 0, 0, top, left), self.element)
         with code.loop(0, self.in_blocks) as c:
-            at = code.offset(start, code.mul(c, code.dim(f.x.steps[1])))
+            at = code.offset(start, code.mul(c, code.dim(f.x.steps[1])), self.element)
             with code.when(cut), code.loop(low, high) as r:
-                source, target = code.offset(at, code.mul(r, line)), code.offset(self.edge, code.mul(r, n * block))
+                source = code.offset(at, code.mul(r, line), self.element)
+                target = code.offset(self.edge, code.mul(r, n * block), self.element)
                 with code.loop(code.mul(first, block), code.mul(last, block), self.lanes) as i:
-                    code.store(code.load(code.offset(source, i), "float", self.lanes), code.offset(target, i))
+                    value = code.load(code.offset(source, i, self.element), self.element, self.lanes)
+                    code.store(value, code.offset(target, i, self.element))
             source = code.select(cut, self.edge, at)
             step = code.select(cut, code.value(n * block), code.value(line))
             for down, across in product(range(n), range(n, n + self.size)):     # of the tile to the right
-                code.prefetch(code.offset(code.offset(at, code.mul(line, down)), across * block), 2)
+                ahead = code.offset(at, code.mul(line, down), self.element)
+                code.prefetch(code.offset(ahead, across * block, self.element), 2)
             for u in range(self.unit):
-                self._transform(code.offset(source, u * self.lanes), step,
-                                code.offset(v, code.add(code.mul(c, block), u * self.lanes)))
+                lane = code.add(code.mul(c, block // self.ratio), u * self.lanes // self.ratio)
+                self._transform(code.offset(source, u * self.lanes, self.element), step, code.offset(v, lane))
 
     def _inside(self, start: Int, size: Dim) -> tuple[Int, Int]:
         """Which of the n rows (columns) from `start` on lie inside the input."""
@@ -291,18 +311,26 @@ class _Emitter:
     def _transform(self, source: Value, step: Int, target: Value) -> None:
         """B^T d B of one vector of channels."""
         code, n = self.code, self.n
-        lines = [code.offset(source, code.mul(step, i)) for i in range(n)]
-        columns = [mapped(code, self.filter.b, [code.load(code.offset(line, j * self.f.x.block), "float", self.lanes)
+        lines = [code.offset(source, code.mul(step, i), self.element) for i in range(n)]
+        columns = [mapped(code, self.filter.b, [self.loaded(code.offset(line, j * self.f.x.block, self.element))
                                                 for line in lines]) for j in range(n)]
         for i in range(n):
             for j, value in enumerate(mapped(code, self.filter.b, [columns[k][i] for k in range(n)])):
-                code.store(value, code.offset(target, (i * n + j) * self.v_plane))
+                code.store(self.narrowed(value), code.offset(target, (i * n + j) * self.v_plane))
+
+    def loaded(self, pointer: Value) -> Value:
+        """A vector of input channels in f32."""
+        return self.code.load(pointer, "float", self.lanes)
+
+    def narrowed(self, value: Value) -> Value:
+        """A vector of V as it is kept."""
+        return value
 
     # --- products -----------------------------------------------------------------------------------------------
 
     def _products(self, group: Int, tiles: Int, v: Value, m: Value) -> None:
         """M = V U for a group of filters. Rows past the last tile are computed from whatever lies there, and unused."""
-        code, depth = self.code, self.f.channels
+        code, depth = self.code, -(-self.f.channels // self.ratio)
         width = self.vectors * self.lanes
         per_group = self.n**2 * self.span * depth * width
         stream = code.offset(self.w, code.mul(group, per_group))
@@ -316,13 +344,13 @@ class _Emitter:
 
     def _tile(self, source: Value, w: Value, target: Value) -> None:
         code, width = self.code, self.vectors * self.lanes
-        tile = Tile(code, self.rows, self.vectors)
+        tile = Tile(code, self.rows, self.vectors, combine=self.combine)
         tile.clear()
-        depth, unroll = self.f.channels, 4
+        depth, unroll = -(-self.f.channels // self.ratio), 4
 
         def step(x: Value, u: Value, k: int) -> None:
-            tile.step(lambda r: code.load(code.offset(x, r * self.v_row + k)),
-                      lambda i: code.load(code.offset(u, k * width + i * self.lanes), "float", self.lanes))
+            tile.step(lambda r: code.load(code.offset(x, r * self.v_row + k), self.word),
+                      lambda i: code.load(code.offset(u, k * width + i * self.lanes), self.word, self.lanes))
 
         def turn(c: Int, count: int) -> None:
             x, u = code.offset(source, c), code.offset(w, code.mul(c, width))
@@ -371,7 +399,7 @@ class _Emitter:
 
         def finish(value: Value, corner: Corner, r: Int, c: Int) -> None:
             value = self.epilogue.apply(value, corner, (0, r, c), lane)
-            code.store(value, code.offset(corner.pointer(self.y, f.out, (0, r, c)), lane))
+            code.store(value, code.offset(corner.pointer(self.y, f.out, (0, r, c)), lane, value.element))
 
         whole = code.compare("==", code.value(code.add(rows, columns)), 2 * size)
         inline = len(self.site.epilogue) <= _INLINE

@@ -8,6 +8,7 @@ from ingot.kernels.x86.conv_im2col import Im2colConvolution
 from ingot.kernels.x86.conv_plain import PlainConvolution
 from ingot.kernels.x86.conv_transposed import TransposedConvolution
 from ingot.kernels.x86.conv_winograd import WinogradConvolution
+from ingot.kernels.x86.conv_winograd_short import ShortWinograd
 from ingot.kernels.x86.conv_words import IntegerConvolution, ShortConvolution
 from ingot.kernels.x86.general import GENERAL
 from ingot.kernels.x86.matmul import TiledMatMul
@@ -21,7 +22,7 @@ _CONVOLUTIONS = (ProductConvolution(), DirectConvolution(), StemConvolution(), D
 
 TACTICS: tuple[Tactic, ...] = (
     *_CONVOLUTIONS, WinogradConvolution(), PlainConvolution(*_CONVOLUTIONS), IntegerConvolution(), IntegerDepthwise(),
-    ShortConvolution(),
+    ShortConvolution(), ShortWinograd(),
 
     TiledMatMul(), StrassenMatMul(), PlainMatMul(), IntegerMatMul(), ShortMatMul(), GroupedMatMul(),
     BlockedAttention(),
