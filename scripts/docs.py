@@ -1,4 +1,5 @@
-"""Writes what the documents derive: docs/cli.md from the command line itself, README's figures from the measurements.
+"""Writes what the documents derive: docs/cli.md from the command line itself, README's figures and docs/models.md from
+the measurements.
 
     python scripts/docs.py            writes them
     python scripts/docs.py --check    says which are out of date; exit code 1 if any is
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import sys
 from pathlib import Path
 from typing import get_type_hints
@@ -16,6 +18,30 @@ import typer
 from ingot.cli import app
 
 REPOSITORY = Path(__file__).parents[1]
+# Every kind of model that must be served, and the zoo's entries of that kind; "name, full size" is the published size.
+KINDS = {
+    "ResNet": ("resnet", "resnet_any_size", "resnet18, full size", "resnet50, full size"),
+    "MobileNetV2": ("mobilenet_v2", "mobilenetv2, full size"), "MobileNetV3": ("mobilenet_v3",),
+    "EfficientNet": ("efficientnet", "efficientnet_b0, full size"), "ConvNeXt": ("convnext", "convnext_t, full size"),
+    "DenseNet": ("densenet",), "Inception": ("inception",), "SqueezeNet": ("squeezenet",),
+    "ShuffleNet": ("shufflenet",), "U-Net": ("unet", "unet, full size"),
+    "YOLO-style detector, NMS inside": ("yolo",), "YOLO-style detector, NMS outside": ("yolo, full size",),
+    "Faster-R-CNN-like head, RoiAlign": ("roi_head",),
+    "DETR": ("detr",), "YOLOS": ("yolos",), "SegFormer": ("segformer",), "Swin": ("swin", "swin_t, full size"),
+    "ViT": ("vit", "vit_b16, full size"), "CLIP": ("clip",), "BERT": ("bert", "bert_base, full size"),
+    "MiniLM, its real weights": ("minilm", "minilm, full size"), "DistilBERT": ("distilbert",), "ALBERT": ("albert",),
+    "DeBERTa": ("deberta",), "GPT-2": ("gpt2",), "Llama-style: prefill": ("llama_prefill",),
+    "Llama-style: a decode step with its cache": ("llama_step",), "T5: encoder": ("t5_encoder",),
+    "T5: decoder": ("t5_decoder",), "Whisper-tiny": ("whisper",), "Whisper-tiny: encoder": ("whisper_tiny, full size",),
+    "Wav2Vec2": ("wav2vec2",), "Conformer": ("conformer",), "TCN": ("tcn",),
+    "LSTM tagger": ("lstm_tagger",), "GRU tagger": ("gru_tagger",),
+    "Mamba-style scan": ("mamba",), "Autoencoder": ("autoencoder",), "Diffusion U-Net block": ("diffusion_unet",),
+    "Graph net with scatter": ("graph_net",),
+    "Gradient-boosted trees, forests": ("boosted_trees_regressor", "boosted_trees_classifier", "forest"),
+    "Pipelines of scikit-learn": ("pipeline_logistic", "pipeline_pca_svc"),
+    "Light models of the onnx wheel": tuple(f"light_{n}" for n in (
+        "bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet", "vgg19",
+        "zfnet512"))}
 BEGIN, END = "<!-- figures: written by scripts/docs.py -->", "<!-- end of figures -->"
 
 
@@ -81,9 +107,67 @@ def readme_page() -> str:
     return f"{head}{BEGIN}\n{figures()}\n{END}{tail}"
 
 
+def models_page() -> str:
+    """docs/models.md: every model of the zoo, from benchmarks/results/models.json."""
+    report = json.loads((REPOSITORY / "benchmarks" / "results" / "models.json").read_text())
+    rows = {r["name"]: r for r in report["models"]}
+    kept = [rows[n] for names in KINDS.values() for n in names if n in rows]
+    timed = [r for r in kept if "ratio" in r]
+    right = sum(r["verdict"] == "right" for r in kept)
+    whole = sum(r["verdict"] == "right" and not r["reference"] for r in kept)
+    dates = sorted({r["date"] for r in kept})
+    packages = ", ".join(f"{k} {v}" for k, v in report["packages"].items())
+    lines = [
+        "# Models", "", "Written by `scripts/docs.py` from `benchmarks/results/models.json`, which",
+        "`python -m benchmarks.models` (build, race, verify) and `python -m benchmarks.model_times` write.", "",
+        f"{report['cpu']}, {report['threads']} threads, {' to '.join(dict.fromkeys((dates[0], dates[-1])))};",
+        f"{packages}.",
+        "", f"{len(kept)} models: {right} right, {whole} of these without a node on the reference path"
+        + (f"; geometric mean over ONNX Runtime of {len(timed)}: "
+           f"{math.exp(sum(math.log(r['ratio']) for r in timed) / len(timed)):.2f}x, "
+           f"{sum(r['ratio'] >= 1 for r in timed)} of them at least as fast." if timed else "."), "",
+        "- *nodes*: of the ONNX file; *sites*: the kernels a run calls, over all parts where data decides a size.",
+        "- *verdict*: against PyTorch's, scikit-learn's or (an ONNX file) ONNX Runtime's own run; at how many sets of",
+        "  sizes, and the largest difference there relative to the largest value. Light models fix their sizes.",
+        "- *reference*: nodes that no kernel serves. They run, one by one, on the reference evaluator.",
+        "- *ratio*: ONNX Runtime's median over Ingot's for one item, same threads, alternating blocks in one process,",
+        "  with its 95 % interval; engines raced for at most a quarter of a minute. Small models take microseconds:",
+        "  there the ratio is of what a call costs.", "",
+        "| kind | model | source | nodes | sites | verdict | reference | Ingot ms | ratio |",
+        "|---|---|---|---:|---:|---|---:|---:|---:|"]
+    lines += [_model_row(kind, name, rows.get(name)) for kind, names in KINDS.items() for name in names]
+    if missing := [n for names in KINDS.values() for n in names if n not in rows]:
+        lines += ["", f"Not measured yet: {', '.join(missing)}."]
+    slow = [r for r in kept if r.get("reference")]
+    if slow:
+        lines += ["", "## On the reference", "", *(f"- {r['name']}: {_short(r['reference'])}" for r in slow)]
+    if decided := [r for r in kept if r.get("calls")]:
+        lines += ["", "## Where data decides", "", *(f"- {r['name']}: {_short(r['calls'])}" for r in decided)]
+    return "\n".join(lines) + "\n"
+
+
+def _model_row(kind: str, name: str, row: dict | None) -> str:
+    if row is None:
+        return f"| {kind} | {name} | | | | not measured yet | | | |"
+    if row["verdict"] == "refused":
+        return f"| {kind} | {name} | {row['source']} | {row['nodes']} | | refused: {row['why']} | | | |"
+    sizes = f"{row['sizes']} size{'s' if row['sizes'] > 1 else ''}"
+    verdict = f"{row['verdict']} at {sizes}, {row['relative']:.1e}"
+    times = (f"{row['ingot_seconds'] * 1e3:.3g} | {row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+             if "ratio" in row else " | ")
+    return (f"| {kind} | {name} | {row['source']} | {row['nodes']} | {row['sites']} | {verdict} | "
+            f"{len(row['reference'])} | {times} |")
+
+
+def _short(texts: list[str]) -> str:
+    """Each once, with its count where there are several."""
+    return "; ".join(f"{t} ({n} times)" if (n := texts.count(t)) > 1 else t for t in dict.fromkeys(texts))
+
+
 def main() -> int:
     """Write or check the pages."""
-    pages = {REPOSITORY / "docs" / "cli.md": cli_page(), REPOSITORY / "README.md": readme_page()}
+    pages = {REPOSITORY / "docs" / "cli.md": cli_page(), REPOSITORY / "README.md": readme_page(),
+             REPOSITORY / "docs" / "models.md": models_page()}
     old = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv[1:]:
         for path in old:

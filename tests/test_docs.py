@@ -1,5 +1,6 @@
 """What documents derive is up to date, and what they promise exists."""
 import importlib.util
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -26,6 +27,17 @@ def test_the_page_of_the_command_line_is_what_the_commands_say():
 
 def test_the_figures_in_the_readme_are_what_was_measured():
     assert (REPOSITORY / "README.md").read_text() == _docs().readme_page()
+
+
+def test_the_page_of_models_is_what_was_measured():
+    assert (REPOSITORY / "docs" / "models.md").read_text() == _docs().models_page()
+
+
+def test_every_model_of_the_zoo_is_of_a_kind_and_was_measured_right():
+    rows = {r["name"]: r for r in json.loads((REPOSITORY / "benchmarks/results/models.json").read_text())["models"]}
+    named = [n for names in _docs().KINDS.values() for n in names]
+    assert len(named) == len(set(named)) and not set(rows) - set(named)
+    assert all(r["verdict"] == "right" for r in rows.values()), [n for n, r in rows.items() if r["verdict"] != "right"]
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/cli.md"])

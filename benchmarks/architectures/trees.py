@@ -46,11 +46,11 @@ class Estimator:
 
     def feeds(self, rows: int, seed: int = 1) -> Feeds:
         """New rows. Thresholds lie between numbers that were fitted; these are others."""
-        return {"x": self.data(rows, seed)[0]}
+        return {"X": self.data(rows, seed)[0]}
 
     def run(self, fitted: Any, feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         """What scikit-learn says."""
-        x = feeds["x"]
+        x = feeds["X"]
         if self.classes:
             return fitted.predict(x).astype(np.int64), fitted.predict_proba(x).astype(np.float32)
         return (fitted.predict(x).astype(np.float32).reshape(-1, 1),)
@@ -58,7 +58,7 @@ class Estimator:
     def export(self, path: Path, fitted: Any) -> Path:
         """Write it as an ONNX file, any number of rows."""
         options = {"zipmap": False} if self.classes else None
-        proto = skl2onnx.convert_sklearn(fitted, initial_types=[("x", FloatTensorType([None, 6]))], target_opset=18,
+        proto = skl2onnx.convert_sklearn(fitted, initial_types=[("X", FloatTensorType([None, 6]))], target_opset=18,
                                          options={id(fitted): options} if options else None)
         path.write_bytes(proto.SerializeToString())
         return path

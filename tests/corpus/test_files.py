@@ -192,3 +192,14 @@ def test_layer_norm_in_half_precision_does_not_overflow():
         wanted = module(LARGE).float().numpy()
     assert np.isfinite(got).all() and engine.verdict["passed"]
     np.testing.assert_allclose(got.astype(np.float32), wanted, atol=4e-3 * np.abs(wanted).max())
+
+
+def test_layer_norm_written_out_in_half_precision_is_alarmed_with_its_cause():
+    """TensorRT#2564 the other way: PyTorch's own squares overflow, all becomes 0; the engine's do not."""
+    with pytest.raises(VerifyError) as error:
+        ingot.build(Norm(False).half().eval(), LARGE, FAST)
+    assert "Pow" in str(error.value) and "overflow in half precision" in str(error.value)
+    engine = ingot.build(Norm(False).half().eval(), LARGE, ingot.BuildOptions(tune=False, allow_unverified=True))
+    got = next(iter(ingot.Session(engine).run(LARGE.numpy()).values())).astype(np.float32)
+    with torch.no_grad():
+        np.testing.assert_allclose(got, Norm(False)(LARGE.float()).numpy(), atol=4e-3)

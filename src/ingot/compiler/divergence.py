@@ -10,15 +10,17 @@ from ingot.engine import Engine, Variant, make_variant
 from ingot.graph import Graph
 from ingot.lower import lower
 from ingot.runtime.session import Session
-from ingot.verify import Case, Probe, bisect, kernel_by_kernel
+from ingot.verify import Case, Probe, bisect, first_overflow, kernel_by_kernel
 from ingot.verify.bisect import WINDOW
 
 
 def divergence(engine: Engine, variant: Variant, optimized: Graph, probe: Probe, limit: int = WINDOW) -> str:
     """Which node goes wrong first on a probe, in words, keeping at most `limit` bytes of the engine's values at a time.
 
-    `optimized` is the graph the variant's program was lowered from.
+    `optimized` is the graph the variant's program was lowered from. Where the original itself overflows, that is told.
     """
+    if overflow := first_overflow(engine.graph, probe):
+        return overflow
     run, written = _engine_values(engine, variant, optimized, probe)
     return bisect(run, optimized, written, probe, limit)
 

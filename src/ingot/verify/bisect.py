@@ -76,6 +76,30 @@ def bisect(run: Callable[[tuple[str, ...]], Values], graph: Graph, written: Sequ
     return told[0] if told else NONE
 
 
+def first_overflow(graph: Graph, probe: Probe) -> str:
+    """Where the model's own arithmetic leaves the range of 16-bit floats though its inputs do not, in words; or ""."""
+    endless = {k for k, a in (*probe.feeds.items(), *graph.constants.items()) if _endless(a)}
+    told: list[str] = []
+
+    def watch(value: str, right: np.ndarray) -> None:
+        node = graph.producers[value]
+        if not _endless(right):
+            return
+        endless.add(value)
+        if not told and right.dtype == np.float16 and not endless.intersection(node.inputs):
+            told.append(f"{node.where}: its values go beyond 65504 and overflow in half precision in the original, "
+                        "while kernels compute in f32 and do not; write it as one op (LayerNormalization), or keep "
+                        "it in f32")
+
+    with np.errstate(all="ignore"):
+        run_graph(graph, probe.feeds, watch=watch)
+    return told[0] if told else ""
+
+
+def _endless(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" and not bool(np.isfinite(array).all())
+
+
 def first_divergence(values: Values, graph: Graph, probe: Probe) -> str:
     """`bisect` where every value of the engine is at hand."""
     return bisect(lambda names: values, graph, tuple(values), probe)
