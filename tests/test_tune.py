@@ -369,6 +369,14 @@ def test_inputs_are_the_same_each_time_and_indices_stay_inside() -> None:
     assert 0 <= first[1].min() <= first[1].max() < 3
 
 
+def test_the_images_that_regions_are_of_are_there() -> None:
+    """The race of a RoiAlign once asked the reference for images beyond the batch."""
+    types = TensorType(F32, (1, 4, 8, 8)), TensorType(F32, (50, 4)), TensorType(I64, (50,))
+    out = TensorType(F32, (50, 4, 2, 2))
+    site = Site((Step("RoiAlign", (0, 1, 2), (), (out,)),), tuple(map(Operand, types)), (Operand(out),))
+    assert not sample_inputs(site, {})[2].any()
+
+
 def test_the_sum_of_a_product_counts_its_depth() -> None:
     site = Site((Step("MatMul", (0, 1), (), (TensorType(F32, (4, 8)),)),),
                 (Operand(TensorType(F32, (4, 512))), Operand(TensorType(F32, (512, 8)))),

@@ -48,7 +48,7 @@ def _index_limit(site: Site, operand: int, sizes: Mapping[str, int]) -> int | No
         for position, source in enumerate(step.inputs):
             name = op.inputs[min(position, len(op.inputs) - 1)].rstrip("?*") if op and op.inputs else ""
             data = step.inputs[0]
-            if source != operand or name not in ("indices", "index", "indexes") or data is None:
+            if source != operand or name not in ("indices", "batch_indices") or data is None:
                 continue
             type_ = site.inputs[data].type if data >= 0 else site.steps[~data].types[0]
             limits.append(min((evaluate(d, sizes) for d in type_.shape), default=1))
