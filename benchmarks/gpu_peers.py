@@ -40,6 +40,7 @@ from ingot.compiler.build import build_with_report
 from ingot.compiler.gpu import short_feeds
 from ingot.compiler.options import BuildOptions
 from ingot.engine import read_engine, write_engine
+from ingot.runtime.cuda.driver import cuda_driver
 from ingot.runtime.cuda.open import open_cuda
 
 MODELS = ("resnet18", "resnet50", "mobilenetv2", "vit_b16", "bert_base")
@@ -240,6 +241,9 @@ def measured(name: str, batch: int, arguments: argparse.Namespace, folder: Path,
     feeds = entry.feeds(batch)
     cell: dict[str, Any] = {"model": name, "batch": batch, **build_apart(name, batch, arguments, folder)}
     engine = read_engine(folder / f"{name}-{batch}.ingot")
+    begin = time.perf_counter()
+    cuda_driver()                       # the driver and its context, which every program on a GPU has to wait for
+    cell["context_seconds"] = time.perf_counter() - begin
     begin = time.perf_counter()
     session = open_cuda(engine)
     cell["load_seconds"] = time.perf_counter() - begin
