@@ -5,8 +5,9 @@
 Each graph (see `graph_maker`) is optimised, lowered, compiled for one of this machine's instruction sets, planned, and
 run by a session at two sets of sizes; all outputs are compared with what onnx.reference makes of the graph as it was
 before any pass. Outputs known to be exact must be equal. Others may differ by a few roundings, and by as much as the
-reference itself moves when every value on the way is rounded otherwise. Graphs are numbered: a failure is repeated
-with --first NUMBER --count 1. The counts are added to --out.
+reference itself moves when every value on the way is rounded otherwise. Graphs are numbered, and
+the number decides everything: a failure is repeated with --again --first NUMBER --count 1. The counts and the ranges
+of numbers are added to --out, where no graph counts twice; results of other machines are added with --merge.
 """
 from __future__ import annotations
 

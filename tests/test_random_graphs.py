@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import benchmarks.random_graphs as runner
 from benchmarks.graph_maker import SYMBOLS, Known, Made, made, misplaced
 from benchmarks.random_graphs import EMPTY, Maker, difference, free, merged, supervise, tried
+from ingot.errors import IngotError
 from ingot.graph import Graph, parse, show
 from ingot.lower import Program
 from ingot.ops import infer
@@ -127,6 +128,17 @@ def test_what_was_once_wrong_is_right_at_every_size(maker: Maker, what: str) -> 
         feeds = {k: misplaced(a) for k, a in case.feeds(sizes, number).items()}
         opt = {s.name: s.opt for s in SYMBOLS}
         assert not difference(case, feeds, {**opt, **used}, session.run(feeds))
+
+
+def test_the_place_of_the_greatest_of_nothing_is_refused() -> None:
+    with pytest.raises(IngotError, match="axis 1 has no elements"):
+        parse("""
+            symbol N: 1..2..5
+            input x0: i64[N,4]
+            a = Slice(x0) {'axes': (1,), 'ends': (1,), 'starts': (-2,), 'steps': (1,)}
+            b = ArgMax(a) {'axis': 1, 'keepdims': 1}
+            return b
+        """, infer)
 
 
 def test_a_planted_error_is_found(maker: Maker) -> None:

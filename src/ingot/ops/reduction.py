@@ -50,6 +50,8 @@ for _name, _doc in {
 def _arg(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
     x = given(types[0])
     axis = axis_of(integer(attrs, "axis"), x.rank)
+    if x.shape[axis] == 0:
+        raise ValueError(f"axis {axis} has no elements, so none is the greatest or least")
     kept = (1,) if attrs["keepdims"] else ()
     return (TensorType(I64, (*x.shape[:axis], *kept, *x.shape[axis + 1:])),)
 
