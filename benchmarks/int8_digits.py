@@ -156,6 +156,7 @@ def untuned(_: object) -> Tuning:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     digits = load_digits()
@@ -177,7 +178,7 @@ def main() -> None:
                 print(rows[-1], flush=True)
 
     for name, net in networks().items():
-        trained(net, torch.from_numpy(x), torch.from_numpy(y))
+        trained(net, torch.from_numpy(x), torch.from_numpy(y), given.epochs)
         row(name, net, {"": Manner()})
         if isinstance(net, SmallViT):
             row("small ViT with outlier channels", with_outliers(net),
@@ -185,7 +186,8 @@ def main() -> None:
     if given.out:
         told = f"{target.device}, {date.today()}; {len(held)} held-out digits, calibrated on 512 training images"
         given.out.with_suffix(".json").write_text(json.dumps({"machine": told, "rows": rows}, indent=1) + "\n")
-        lines = ["# Trained networks in eight bits", "", told + ". Every site quantised; percent of right answers.", "",
+        lines = ["# Trained networks in eight bits", "",
+                 f"{told}. Every site quantised; percent of right answers. {given.epochs} epochs of training.", "",
                  "| network | ranges | sites | f32 | int8 | lost |", "|---|---|---:|---:|---:|---:|"]
         lines += [f"| {r['network']} | {r['form']} | {r['sites']} | {r['f32']:.2f} | {r['int8']:.2f} | "
                   f"{r['lost']:.2f} |" for r in rows]

@@ -51,6 +51,16 @@ def test_few_outliers_do_not_set_the_range_but_for_minmax() -> None:
         assert chosen(o, method).high < 60.0, method
 
 
+@pytest.mark.parametrize("zeros", [0.0, 0.6, 0.95])
+def test_entropy_does_not_clip_because_most_values_are_zero(zeros: float) -> None:
+    rng = np.random.default_rng(5)
+    values = np.maximum(rng.standard_normal((60_000, 4)), 0.0)
+    values[rng.random(values.shape) < zeros] = 0.0
+    assert chosen(seen(values), "entropy").high > 2.5       # all but half a percent of what is not zero
+    capped = np.minimum(2 * values, 6.0) + 0.0              # Relu6: many at the very end
+    assert chosen(seen(capped * 2), "entropy").high > 5.0
+
+
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_zero_is_an_integer_of_every_range(method: str) -> None:
     rng = np.random.default_rng(2)

@@ -11,7 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -53,6 +53,7 @@ from ingot.cli.traffic import bench_traffic, profile_shapes
 from ingot.compiler.build import build_with_report
 from ingot.compiler.build import load as load_engine
 from ingot.compiler.check import check_engine
+from ingot.compiler.explain import explain
 from ingot.compiler.gpu import merged, short_feeds
 from ingot.compiler.intake import Extras
 from ingot.compiler.options import BuildOptions
@@ -70,6 +71,7 @@ from ingot.report import (
     latency_table,
     memory_table,
     nbytes_text,
+    noise_table,
     passes_table,
     precision_lines,
     precision_table,
@@ -428,6 +430,9 @@ def check(
     bisect: Annotated[bool, typer.Option(
         "--bisect", help="name the first node whose value the engine computes differently, with the shipped kernels "
         "and in bounded memory")] = False,
+    why: Annotated[bool, typer.Option(
+        "--explain", help="where accuracy went: the noise of every integer site beside the float model, what is cut "
+        "off, and which node made the first NaN")] = False,
     weights: Weights = None,
     preprocess: Preprocess = "",
     inputs: Annotated[list[Path] | None, typer.Option(
@@ -444,6 +449,17 @@ def check(
     """
     loaded = load_engine(engine, threads=threads or None)
     session = open_session(loaded, threads or None, device=device, trust=trust)
+    if why:
+        if isinstance(session, CudaSession):
+            raise InputError("--explain follows an engine for a CPU", mend="build it for x86 as well, and explain that")
+        found = explain(original if original.endswith(".onnx") else None, loaded, session.variant,
+                        inputs=[feeds_from(p) for p in inputs or []], seed=seed)
+        document = found.to_json()
+        jumped = [f"the error jumps at '{s.site}' ({', '.join(s.origin)})" for s in found.sites if s.jumps]
+        tell(document if as_json else None, f"on {found.inputs}",
+             *([noise_table([asdict(s) for s in found.sites])] if found.sites else ["no site works on integers"]),
+             *jumped, f"first not finite: {found.not_finite}" if found.not_finite else "every value is finite")
+        return
     verdict = check_engine(model_from(original), loaded, session=session, against=against,
                            inputs=[feeds_from(p) for p in inputs or []], seed=seed, bisect=bisect, name=str(engine),
                            extras=Extras(weights=weights, preprocess=preprocess))

@@ -22,7 +22,18 @@ from ingot.ops.reference import run_graph
 from ingot.passes import optimize
 from ingot.runtime.cuda.session import CudaSession
 from ingot.runtime.session import Session
-from ingot.verify import Original, Verdict, failing_probe, original_from, probes, random_feeds, verify
+from ingot.verify import (
+    Original,
+    Verdict,
+    compare,
+    failing_probe,
+    original_from,
+    probes,
+    random_feeds,
+    reference_original,
+    rounds_to_integers,
+    verify,
+)
 from ingot.verify.bisect import WINDOW
 from ingot.verify.export import named
 
@@ -47,11 +58,16 @@ def check_engine(original: Any, engine: Engine, *, session: Session | CudaSessio
     graph, judge = _of_source(source, before) if source else _of_onnx(original, before, against)
     if before is not engine.graph:
         graph, judge = engine.graph, _behind(judge, before, extras.preprocess)
+    told: tuple[str, ...] = ()
+    if rounds_to_integers(engine.graph) and not rounds_to_integers(graph):
+        told = _beside_floats(judge, session, graph, probes(graph, seed)[0].feeds)
+        graph, judge = engine.graph, reference_original(engine.graph)
     short = str(session.variant.report.get("precision", "f32")).removeprefix("f32")
     tried = [p for p in probes(graph, seed) if p.name.startswith("random")] if short in ("f16", "bf16") else None
     verdict = verify(lambda feeds: wide_results(graph, session.run(short_feeds(session.variant, feeds))), judge, graph,
                      engine=name or engine.name, inputs=inputs, seed=seed, exact=is_exact(session.variant),
                      tried=tried, short=short, rounded=told_roundings(session.variant.report))
+    verdict = replace(verdict, notes=(*verdict.notes, *told))
     if not bisect:
         return verdict
     if session.variant.target.kind == "cuda":
@@ -60,6 +76,13 @@ def check_engine(original: Any, engine: Engine, *, session: Session | CudaSessio
     probe = failing_probe(verdict, graph, inputs, seed) or probes(graph, seed)[0]
     variant = session.variant
     return replace(verdict, diverged=divergence(engine, variant, optimize(engine.graph, variant.target), probe, limit))
+
+
+def _beside_floats(judge: Original, session: Session | CudaSession, graph: Graph, feeds: Feeds) -> tuple[str, ...]:
+    """How far an engine that a build made integer lies from its float model: told, not judged."""
+    wanted, found = judge.run(feeds), session.run(dict(feeds))
+    return tuple(f"int8 by choice: cosine of {n} to the float model {compare(found[n], wanted[n]).cosine:.6f} on "
+                 "random inputs; --explain says where it went" for n in graph.outputs)
 
 
 def _tuned(graph: Graph) -> dict[str, int]:

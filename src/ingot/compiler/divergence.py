@@ -21,18 +21,18 @@ def divergence(engine: Engine, variant: Variant, optimized: Graph, probe: Probe,
     """
     if overflow := first_overflow(engine.graph, probe):
         return overflow
-    run, written = _engine_values(engine, variant, optimized, probe)
+    run, written = engine_values(engine, variant, optimized, probe)
     return bisect(run, optimized, written, probe, limit)
 
 
 def kernels_judged(engine: Engine, variant: Variant, optimized: Graph, probe: Probe, limit: int = WINDOW
                    ) -> tuple[Case, ...]:
     """Each kernel of a quantised engine beside the reference on the engine's own values; see `kernel_by_kernel`."""
-    run, written = _engine_values(engine, variant, optimized, probe)
+    run, written = engine_values(engine, variant, optimized, probe)
     return kernel_by_kernel(run, optimized, written, probe, limit)
 
 
-def _engine_values(engine: Engine, variant: Variant, optimized: Graph, probe: Probe
+def engine_values(engine: Engine, variant: Variant, optimized: Graph, probe: Probe
                    ) -> tuple[Callable[[tuple[str, ...]], Mapping[str, np.ndarray]], tuple[str, ...]]:
     """How to get values that the engine writes on a probe, in plain layout, and which ones there are."""
     program = lower(optimized, variant.target)

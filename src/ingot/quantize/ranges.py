@@ -20,7 +20,7 @@ from ingot.quantize.observe import BINS, Observer
 LEVELS = 255            # steps between the least and the largest of 256 integers
 _KEPT = 0.9999
 _TRIED = 96             # ranges tried by a search
-_FEWEST = 128           # bins that a range tried for its entropy must have
+_FEWEST = LEVELS + 1      # bins that a range tried for its entropy must have: one for each integer
 
 
 @dataclass(frozen=True)
@@ -86,22 +86,37 @@ def mse(o: Observer) -> Range:
 
 
 def entropy(o: Observer) -> Range:
-    """The least divergence between the values, clipped, and what integers make of them."""
-    x = _centres(o)
+    """The least divergence between the values, clipped, and what integers make of them.
+
+    Two things keep it from clipping all that is rare. Exact zeros, most of what follows a Relu, are counted as their
+    neighbours are: every range has an integer for zero, while a histogram would charge wide ranges for spreading them
+    (NVIDIA's own implementation does the same). And a range must be so wide that each integer stands for a bin at
+    least, as Migacz has it: with fewer nothing is lost in rounding, by this measure.
+    """
+    x, counts = _centres(o), _without_zeros(o)
     best, found = np.inf, minmax(o)
     for tried in _tried(o, 0.06):
         inside = (x >= tried.low) & (x <= tried.high)
         if inside.sum() < _FEWEST:
             continue
-        p = np.where(inside, o.counts, 0.0)
+        p = np.where(inside, counts, 0.0)
         first, last = np.flatnonzero(inside)[[0, -1]]
         q = _spread(p, inside, x, tried)
-        p[first] += o.counts[:first].sum()
-        p[last] += o.counts[last + 1:].sum()
+        p[first] += counts[:first].sum()
+        p[last] += counts[last + 1:].sum()
         divergence = _divergence(p[inside], q[inside])
         if divergence < best:
             best, found = divergence, tried
     return found
+
+
+def _without_zeros(o: Observer) -> np.ndarray:
+    """The histogram; the bin that holds zero has as many as the bins beside it."""
+    at = int(np.clip(-o.low / (o.high - o.low) * BINS, 0, BINS - 1))
+    beside = [o.counts[k] for k in (at - 1, at + 1) if 0 <= k < BINS and o.low + (o.high - o.low) / BINS * k >= o.least]
+    counts = o.counts.copy()
+    counts[at] = min(counts[at], float(np.mean(beside)) if beside else counts[at])
+    return counts
 
 
 def _spread(counts: np.ndarray, inside: np.ndarray, x: np.ndarray, r: Range) -> np.ndarray:

@@ -11,10 +11,10 @@ from ingot.report.engine import (
     throughput_table,
     why_table,
 )
-from ingot.report.precision import precision_lines, precision_table
+from ingot.report.precision import noise_table, precision_lines, precision_table
 from ingot.report.progress import ProgressBar
 from ingot.report.table import Cell, Table, nbytes_text
 
-__all__ = ["Cell", "ProgressBar", "Table", "latency_table", "memory_table", "nbytes_text", "passes_table",
-           "precision_lines", "precision_table", "profile_table", "race_table", "roofline_table",
+__all__ = ["Cell", "ProgressBar", "Table", "latency_table", "memory_table", "nbytes_text", "noise_table",
+           "passes_table", "precision_lines", "precision_table", "profile_table", "race_table", "roofline_table",
            "slow_table", "summary_lines", "throughput_table", "why_table"]

@@ -1,6 +1,7 @@
 """Where integers went, what they gained, and what they cost."""
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from ingot.engine import Engine
@@ -47,4 +48,18 @@ def precision_lines(engine: Engine) -> list[str]:
     return lines
 
 
-__all__ = ["precision_lines", "precision_table"]
+def noise_table(rows: Sequence[Mapping[str, object]]) -> Table:
+    """Signal to noise of every integer site, beside the float model; see `ingot.compiler.explain`."""
+    told = tuple((str(r["op"]), str(r["site"]), _decibels(r["before"]), _decibels(r["after"]),
+                  100 * float(str(r["clipped"])), 100 * float(str(r["unused"])), "jumps" if r["jumps"] else "")
+                 for r in rows)
+    return Table("Sites on integers beside the float model", ("op", "site", "reads dB", "makes dB", "clipped %",
+                                                              "integers unused %", "error"), told)
+
+
+def _decibels(value: object) -> float | None:
+    number = float(str(value))
+    return round(number, 1) if math.isfinite(number) else None
+
+
+__all__ = ["noise_table", "precision_lines", "precision_table"]
