@@ -22,7 +22,6 @@ from ingot.quantize.insert import Manner, quantized
 from ingot.runtime.host import host_target
 
 
-
 def test_the_first_site_whose_error_jumps_is_named() -> None:
     graph, target = broken_net(), host_target(2)
     base = simplified(graph, target)
@@ -81,7 +80,7 @@ def test_check_explains_an_engine_made_integer_and_does_not_call_its_choice_an_e
     made = build_with_report(str(tmp_path / "m.onnx"), None, options, calibration=str(tmp_path / "data.npz"))
     ingot.save(made.engine, tmp_path / "m.ingot")
     verdict = check_engine(str(tmp_path / "m.onnx"), made.engine)
-    assert verdict.passed and any("int8 by choice" in n for n in verdict.notes)
+    assert verdict.passed and any("integers by choice" in n for n in verdict.notes)
     told = CliRunner().invoke(app, ["check", str(tmp_path / "m.onnx"), str(tmp_path / "m.ingot"), "--explain"])
     assert told.exit_code == 0, told.output
     assert "makes dB" in told.output and "every value is finite" in told.output

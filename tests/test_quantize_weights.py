@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 from kernel_checks import compiled, reference, site_of, targets
 
+from ingot.compiler.build import build_with_report
+from ingot.compiler.options import BuildOptions
+from ingot.errors import InputError
 from ingot.graph import TensorType, parse
 from ingot.graph.types import DTYPES
 from ingot.kernels import TACTICS
@@ -107,3 +110,42 @@ def test_sums_do_not_saturate_at_the_ends_of_the_range(isa: str) -> None:
                 got = run_logical(kernel, site, targets()[isa], arrays, {}, 2, packed, cache=compiled())
                 assert np.array_equal(got[0], reference(site, arrays, {})[0]), tactic.name
     assert served >= (3 if isa == "avx512" else 1)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(("rounding", "group"), [("rtn", 32), ("mse", 64), ("awq", 32), ("gptq", 32)])
+def test_a_build_with_weights_of_four_bits(rounding: str, group: int) -> None:
+    rng = np.random.default_rng(3)
+    text = """
+        input x: f32[16,128]
+        const w: f32[128,96]
+        const v: f32[96,64]
+        a = MatMul(x, w)
+        r = Relu(a)
+        y = MatMul(r, v)
+        return y
+    """
+    graph = parse(text, infer)
+    data = [{"x": rng.standard_normal((16, 128)).astype(np.float32)} for _ in range(4)]
+    options = BuildOptions(precision="int4-weights", tune=False, threads=2, group=group, rounding=rounding)
+    made = build_with_report(graph, None, options, calibration=data)
+    ops = [s.op for x in made.engine.variants[0].program.launches for s in x.site.steps]
+    assert ops.count("MatMulGroups") == 2 and made.engine.verdict["passed"]
+    assert made.plan is not None and made.plan.accuracy["y"] > 0.98
+    report = made.engine.report["precision"]
+    assert isinstance(report, dict) and report["kind"] == "int4-weights"
+
+
+def test_weights_that_need_data_or_ask_for_nonsense_are_refused() -> None:
+    graph = parse("""
+        input x: f32[16,128]
+        const w: f32[128,96]
+        y = MatMul(x, w)
+        return y
+    """, infer)
+    with pytest.raises(InputError, match="gptq needs representative data"):
+        build_with_report(graph, None, BuildOptions(precision="int4-weights", rounding="gptq"))
+    with pytest.raises(InputError, match="groups of 20"):
+        build_with_report(graph, None, BuildOptions(precision="int8-weights", group=20))
+    with pytest.raises(InputError, match="no way of rounding"):
+        build_with_report(graph, None, BuildOptions(precision="int8-weights", rounding="floor"))

@@ -170,6 +170,8 @@ def build(
     scales: Annotated[Path | None, typer.Option(
         "--scales", help="ranges found by calibration: read where no data is given, else written")] = None,
     method: Annotated[str, typer.Option("--method", help=HELP["method"])] = "mse",
+    group: Annotated[int, typer.Option("--group", help=HELP["group"])] = 32,
+    rounding: Annotated[str, typer.Option("--rounding", help=HELP["rounding"])] = "mse",
     samples: Annotated[int, typer.Option("--samples", min=1, help=HELP["samples"])] = 512,
     accuracy_budget: Annotated[float | None, typer.Option("--accuracy-budget", min=0, metavar="PERCENT",
                                                           help=HELP["accuracy_budget"])] = None,
@@ -198,7 +200,8 @@ def build(
     options = BuildOptions(threads=threads, tune=tune, budget=budget, exact=exact, strict=strict, verify=check,
                            allow_unverified=allow_unverified, check_passes=check_passes, isa=isa, seed=seed, dump=dump,
                            target=target, precision=precision, outside=outside, candidates=candidates, points=points,
-                           method=method, samples=samples, accuracy_budget=accuracy_budget, plan=plan)
+                           method=method, group=group, rounding=rounding, samples=samples,
+                           accuracy_budget=accuracy_budget, plan=plan)
     output = output or into or Path(model.rpartition(".py:")[0] or model).with_suffix(ENGINE_SUFFIX)
     given = [feeds_from(path) for path in inputs or []]
     ranges = read_calibration(scales) if scales and not calibrate else calibrate
@@ -210,7 +213,7 @@ def build(
         made = build_with_report(found, parse_shapes(told), options, inputs=given, original=against or None,
                                  progress=progress, example_inputs=example, weights=weights, opset=opset,
                                  preprocess=preprocess, calibration=ranges)
-    if made.plan and scales and calibrate:
+    if made.plan and made.plan.calibration and scales and calibrate:
         write_calibration(made.plan.calibration, scales)
     if made.plan and write_plan:
         plan_to_file({s.site.name: "int8" if s.kept else "f32" for s in made.plan.sites}, write_plan)

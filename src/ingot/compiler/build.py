@@ -90,10 +90,11 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
     `weights` a checkpoint to load into it, `opset` the ONNX version to export to. `preprocess` puts a
     recipe of `frontend.preprocess` in front of the input of images, for example "imagenet:480x640".
 
-    With the option `precision` int8, `calibration` is representative data (a path of .npz or .npy files, or an iterable
-    of feeds) or a `Calibration`. The engine's meaning then is that of the graph with the integers inside, and that is
-    what it is verified against; how far it lies from the float model is in its report. `metric(feeds, outputs)` is what
-    an `accuracy_budget` is counted in, 1 for all right; by default outputs are held against the float model's.
+    With the option `precision` int8 (or int4-weights, int8-weights), `calibration` is representative data (a path of
+    .npz or .npy files, or an iterable of feeds) or a `Calibration`. The engine's meaning then is that of the graph with
+    the integers inside, and that is what it is verified against; how far it lies from the float model is in its report.
+    `metric(feeds, outputs)` is what an `accuracy_budget` is counted in, 1 for all right; by default outputs are held
+    against the float model's.
 
     Raises ModelError, UnsupportedError, InputError or VerifyError.
     """

@@ -31,7 +31,6 @@ from ingot.verify import (
     probes,
     random_feeds,
     reference_original,
-    rounds_to_integers,
     verify,
 )
 from ingot.verify.bisect import WINDOW
@@ -59,7 +58,7 @@ def check_engine(original: Any, engine: Engine, *, session: Session | CudaSessio
     if before is not engine.graph:
         graph, judge = engine.graph, _behind(judge, before, extras.preprocess)
     told: tuple[str, ...] = ()
-    if rounds_to_integers(engine.graph) and not rounds_to_integers(graph):
+    if _made_integer(engine):
         told = _beside_floats(judge, session, graph, probes(graph, seed)[0].feeds)
         graph, judge = engine.graph, reference_original(engine.graph)
     short = str(session.variant.report.get("precision", "f32")).removeprefix("f32")
@@ -78,10 +77,17 @@ def check_engine(original: Any, engine: Engine, *, session: Session | CudaSessio
     return replace(verdict, diverged=divergence(engine, variant, optimize(engine.graph, variant.target), probe, limit))
 
 
+def _made_integer(engine: Engine) -> bool:
+    """Whether the build chose integers for a float model: its meaning is that of the graph with them inside."""
+    found = engine.report.get("precision")
+    sites = found.get("sites", ()) if isinstance(found, Mapping) else ()
+    return any(s["kept"] for s in sites)
+
+
 def _beside_floats(judge: Original, session: Session | CudaSession, graph: Graph, feeds: Feeds) -> tuple[str, ...]:
     """How far an engine that a build made integer lies from its float model: told, not judged."""
     wanted, found = judge.run(feeds), session.run(dict(feeds))
-    return tuple(f"int8 by choice: cosine of {n} to the float model {compare(found[n], wanted[n]).cosine:.6f} on "
+    return tuple(f"integers by choice: cosine of {n} to the float model {compare(found[n], wanted[n]).cosine:.6f} on "
                  "random inputs; --explain says where it went" for n in graph.outputs)
 
 

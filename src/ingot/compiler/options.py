@@ -37,8 +37,14 @@ class BuildOptions:
         "help": "what to build for: x86 (this machine's CPU), cuda (the GPU here), or cuda:sm_90 (any such GPU)"})
     precision: str = field(default="f16", metadata={
         "help": "of a GPU: f16 or bf16 between kernels, summed in f32; tf32 products of f32; or f32 throughout. "
-                "Of a CPU: f32 (f16 means that, too), bf16 in products and convolutions where that is faster, or int8 "
-                "where that is faster, on the ranges of --calibrate or --scales"})
+                "Of a CPU: f32 (f16 means that, too), bf16 in products and convolutions where that is faster, int8 "
+                "where that is faster, on the ranges of --calibrate or --scales, or int8-weights or int4-weights: "
+                "weights of products in groups of short integers, the rest f32"})
+    group: int = field(default=32, metadata={
+        "help": "rows of a weight's depth that share a scale, for int4-weights and int8-weights: 32, 64 or 128"})
+    rounding: str = field(default="mse", metadata={
+        "help": "how weights become integers: rtn (to nearest), mse (ranges of least squared error), awq or gptq (both "
+                "on the data of --calibrate)"})
     outside: bool = field(default=False, metadata={
         "help": "of a GPU: the engine's inputs and outputs are of the short type, too"})
     candidates: bool = field(default=False, metadata={

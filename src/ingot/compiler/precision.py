@@ -18,6 +18,7 @@ from ingot.bench import measure
 from ingot.compiler.options import BuildOptions
 from ingot.compiler.running import Feeds, watching
 from ingot.compiler.sensitivity import Judge, Metric, Search, read_plan, search
+from ingot.compiler.weights import BITS, weights_only
 from ingot.engine import Engine, Variant, make_variant
 from ingot.errors import InputError
 from ingot.graph import Graph
@@ -35,6 +36,7 @@ _LOG = logging.getLogger("ingot")
 Tuner = Callable[[Program], Tuning]
 FLOATS = frozenset({"f32", "f16", "bf16", "tf32"})      # what a CPU builds in floats
 _CONVERSIONS = frozenset({"Quantize", "Dequantize"})
+_MAIN = frozenset({"MatMul", "Conv", "MatMulInteger", "ConvInteger", "MatMulGroups"})
 _COMPARED = 32      # batches on which the result is held against the float model
 _GAIN = 1.0         # integers must take less than this share of a float site's time
 
@@ -54,13 +56,14 @@ class Plan:
     """Which sites work on integers, why, and what came of it."""
 
     graph: Graph                            # with the integers inside; the float graph where none pays
-    calibration: Calibration
+    calibration: Calibration | None         # None: weights alone, without data
     sites: tuple[SiteTime, ...] = ()
     float_seconds: float = 0.0              # of one inference, measured
     integer_seconds: float = 0.0
     notes: tuple[str, ...] = field(default=())
     search: Search | None = None            # where a budget was given
     accuracy: Mapping[str, float] = field(default_factory=dict)     # cosine to the float model, per output
+    kind: str = "int8"                      # what the chosen sites are
 
     @property
     def chosen(self) -> tuple[QuantSite, ...]:
@@ -72,8 +75,10 @@ class Plan:
                   "integer": s.integer_seconds, "kept": s.kept} for s in self.sites]
         return {"precision": {
             "sites": sites, "float_seconds": self.float_seconds, "integer_seconds": self.integer_seconds,
-            "method": self.calibration.method, "samples": self.calibration.samples,
-            "search": asdict(self.search) if self.search else {}, "alarms": list(self.calibration.alarms),
+            "method": self.calibration.method if self.calibration else "",
+            "samples": self.calibration.samples if self.calibration else 0, "kind": self.kind,
+            "search": asdict(self.search) if self.search else {},
+            "alarms": list(self.calibration.alarms) if self.calibration else [],
             "notes": list(self.notes), "accuracy": dict(self.accuracy)}}
 
 
@@ -89,9 +94,11 @@ def calibrated(graph: Graph, target: Target, data: Any, *, method: str = "mse", 
 def lowered_precision(graph: Graph, target: Target, options: BuildOptions, given: Any, tuner: Tuner,
                       metric: Metric | None = None) -> Plan:
     """The plan that the options ask for. Raises InputError for an unknown precision, or without data."""
+    if options.precision in BITS:
+        return _weights_plan(graph, target, options, given, tuner)
     if options.precision != "int8":
         raise InputError(f"no precision is called {options.precision!r}",
-                         mend=f"choose one of: {', '.join(sorted(FLOATS))}, int8")
+                         mend=f"choose one of: {', '.join((*sorted(FLOATS), 'int8', *BITS))}")
     if given is None:
         raise InputError("int8 needs representative data", where="--precision int8",
                          mend="give --calibrate DATA (.npz or .npy files), or --scales FILE of an earlier build")
@@ -125,6 +132,31 @@ def lowered_precision(graph: Graph, target: Target, options: BuildOptions, given
     if data and plan.chosen:
         plan = replace(plan, accuracy=closeness(graph, plan.graph, target, data[:_COMPARED]))
     return plan
+
+
+def _weights_plan(graph: Graph, target: Target, options: BuildOptions, given: Any, tuner: Tuner) -> Plan:
+    """Weights of products in groups, everywhere: chosen for memory and for few rows, so both times are told."""
+    base = simplified(graph, target)
+    data = None if given is None or isinstance(given, Calibration) else as_batches(given, graph, options.samples)
+    calibration = given if isinstance(given, Calibration) else \
+        calibrated(graph, target, data, method=options.method, limit=options.samples) if data else None
+    made, sites = weights_only(base, target, options, calibration, data)
+    if not sites:
+        return Plan(graph, calibration, notes=("the model has no product by a constant matrix: nothing was changed",))
+    if not options.tune:
+        plan = Plan(made, calibration, tuple(SiteTime(s, 0.0, 0.0, True) for s in sites), kind=options.precision)
+    else:
+        programs = [lower(optimize(g, target), target) for g in (base, made)]
+        tuned = [tuner(p) for p in programs]
+        seconds = side_by_side(base, [make_variant(p, target, t.choices, t.kernels)
+                                      for p, t in zip(programs, tuned, strict=True)])
+        times = [_times(p, t, sites) for p, t in zip(programs, tuned, strict=True)]
+        told = f"{seconds[1] * 1e3:.3g} ms against {seconds[0] * 1e3:.3g} ms"
+        slower = f"slower than floats: {told}; weights alone pay for few rows and for memory"
+        notes = (slower,) if seconds[1] > seconds[0] else ()
+        plan = Plan(made, calibration, tuple(SiteTime(s, times[0][s.name], times[1][s.name], True) for s in sites),
+                    seconds[0], seconds[1], notes, kind=options.precision)
+    return replace(plan, accuracy=closeness(graph, made, target, data[:_COMPARED])) if data else plan
 
 
 def closeness(graph: Graph, other: Graph, target: Target, data: Sequence[Feeds]) -> dict[str, float]:
@@ -208,8 +240,7 @@ def _times(program: Program, tuned: Tuning, sites: Sequence[QuantSite]) -> dict[
 
 
 def _contains(launch: Launch, site: QuantSite) -> bool:
-    main = launch.site.op
-    return main in ("MatMul", "Conv", "MatMulInteger", "ConvInteger") and bool(set(site.origin) & set(launch.origin))
+    return launch.site.op in _MAIN and bool(set(site.origin) & set(launch.origin))
 
 
 def _converts(launch: Launch, value: str) -> bool:

@@ -23,7 +23,7 @@ def precision_table(engine: Engine) -> Table:
     for s in _items(_precision(engine).get("sites")):
         floating, integer = float(str(s["float"])), float(str(s["integer"]))
         gain = floating / integer if integer else 0.0
-        kind = "int8" if s["kept"] else "f32"
+        kind = str(_precision(engine).get("kind", "int8")) if s["kept"] else "f32"
         rows.append((str(s["op"]), str(s["site"]), floating * 1e6, integer * 1e6, gain, kind))
     return Table("Sites, raced in floats and in integers (conversions included)",
                  ("op", "site", "f32 us", "int8 us", "gain", "chosen"), tuple(rows))
@@ -41,7 +41,7 @@ def precision_lines(engine: Engine) -> list[str]:
     floating, integer = float(str(found["float_seconds"])), float(str(found["integer_seconds"]))
     timed = (f"; {floating * 1e3:.3g} ms in floats, {integer * 1e3:.3g} ms so: {floating / integer:.2f}x"
              if integer else "")
-    lines.append(f"int8 at {kept} of {len(sites)} sites{timed}")
+    lines.append(f"{found.get('kind', 'int8')} at {kept} of {len(sites)} sites{timed}")
     accuracy = found.get("accuracy")
     if isinstance(accuracy, Mapping):
         lines += [f"output {name}: mean cosine to the float model {value:.5f}" for name, value in accuracy.items()]
