@@ -60,6 +60,12 @@ def table(report: dict[str, Any]) -> str:
             cells.append(" / ".join(f"{by[k]['memory'] / 1e6:.0f}" if (k := (model, batch, r)) in by and
                                     "memory" in by[k] else "-" for r in runtimes))
         lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "Tails, p90 / p99 over the median:", "", "| model | batch | " + " | ".join(runtimes) + " |",
+              "|" + "---|" * (2 + len(runtimes))]
+    for model, batch in dict.fromkeys((r["model"], r["batch"]) for r in rows):
+        mine = (by.get((model, batch, r)) for r in runtimes)
+        cells = [f"{x['p90'] / x['median']:.2f} / {x['p99'] / x['median']:.2f}" if x else "-" for x in mine]
+        lines.append("| " + " | ".join([model, str(batch), *cells]) + " |")
     short = [x for x in rows if x.get("over") == "ingot bf16"]
     for precision, found in (("f32", best), ("bf16", best_ratios(short, "bf16"))):
         every = [r for _, r in found.values()]
