@@ -151,3 +151,20 @@ def test_sites_that_bf16_does_not_make_faster_are_one_plan_and_all_sites_another
     assert timed == [0, 4, 1]
     assert [s.name for s in made.kept] == ["j"] and len(made.sites) == 4
     assert made.report()["short"]["seconds"] == {"f32": 3.0, "bf16": 1.0}
+
+
+def test_a_first_layer_of_three_channels_reads_two_words_a_pixel():
+    graph = parse(dedent("""
+        input x: f32[1,3,18,18]
+        const w: f32[32,3,5,5]
+        const v: f32[32,32,3,3]
+        a = Conv(x, w) {'strides': (2, 2), 'pads': (2, 2, 2, 2)}
+        b = Relu(a)
+        y = Conv(b, v)
+        return y
+    """), infer)
+    made = finished(shortened(graph, short_sites(graph, AVX512)), AVX512)
+    first = next(n for n in made.nodes if n.op == "ShortConv")
+    assert made.types[first.inputs[0]].shape[1] == made.types[first.inputs[1]].shape[1] == 4, "a channel of zeros"
+    assert made.types[first.inputs[0]].layout == "c4" and made.types[first.inputs[0]].dtype == BF16
+    assert not [x for x in lower(made, AVX512).launches if not x.native]

@@ -237,4 +237,6 @@ declare(Op("ShortConv", "convolution of bf16, summed and left in f32; the bias i
     _s((2, 16, 14, 14), (32, 16, 3, 3), pads=(1, 1, 1, 1)), _s((1, 22, 9, 9), (37, 22, 3, 3), strides=(2, 2)),
     _s((2, 64, 7, 7), (48, 64, 1, 1), False), _s((1, 40, 9, 9), (70, 40, 1, 1), strides=(2, 2)),
     _s((1, 32, 8, 8), (64, 16, 3, 3), group=2, pads=(1, 1, 1, 1)),
-    _s((2, 32, 6, 6), (24, 32, 1, 1), layout="c8"))))
+    _s((2, 32, 6, 6), (24, 32, 1, 1), layout="c8"),
+    ((TensorType(BF16, (2, 4, 23, 21), "c4"), short_values(40, 4, 7, 7), values(40)),
+     {"layout": "c16", "strides": (2, 2), "pads": (3, 3, 3, 3)}))))

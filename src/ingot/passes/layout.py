@@ -252,8 +252,8 @@ def _convolution(at: _Places, node: Node, layout: str, least: int) -> None:
     few = isinstance(channels, int) and channels < least and node.op not in NARROW
     plain = few and not at.blocked(x) and attribute(node, "group") == 1
     wanted = "" if plain else layout
-    if node.op == "ConvInteger" and isinstance(channels, int) and channels <= WORD and not at.blocked(x):
-        wanted = f"c{WORD}"         # the first layer of a network: a word a pixel
+    if node.op in NARROW and isinstance(channels, int) and channels <= WORD and not at.blocked(x):
+        wanted = f"c{WORD}"         # the first layer of a network: a word a pixel, or two
     inputs = (at.get(x, wanted), *node.inputs[1:])
     at.place(node, inputs, layout, {**node.attrs, "layout": layout})
 

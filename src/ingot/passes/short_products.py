@@ -12,10 +12,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+import numpy as np
+
 from ingot.graph import BF16, F32, Graph, GraphBuilder, Node
 from ingot.ops import infer
 from ingot.passes.dead_code import remove_dead_code
-from ingot.passes.layout import block_of, unfit
+from ingot.passes.layout import WORD, block_of, unfit
 from ingot.passes.rewrite import attribute
 from ingot.target import Target
 
@@ -50,7 +52,8 @@ def why_long(graph: Graph, node: Node, target: Target) -> str | None:
     if why := unfit(graph, node, block_of(target)):
         return why
     group = int(str(attribute(node, "group")))
-    if weight.shape[1] == 1 or weight.shape[1] % 2 or (group > 1 and weight.shape[1] < COLUMNS):
+    few = group == 1 and 2 < weight.shape[1] <= WORD
+    if weight.shape[1] == 1 or (weight.shape[1] % 2 and not few) or (group > 1 and weight.shape[1] < COLUMNS):
         return "its channels are no whole words"
     bias = node.inputs[2] if len(node.inputs) > 2 else ""
     if bias and bias not in graph.constants:
@@ -117,8 +120,16 @@ class _Shortening:
 
     def _site(self, node: Node) -> None:
         build, weight = self.build, self.source.constants[node.inputs[1]]
+        x = node.inputs[0]
+        if node.op == "Conv" and weight.shape[1] % 2:       # the three channels of an image: two words a pixel
+            none = (0,) * (weight.ndim - 2)
+            whole = build.node("Pad", x, name=build.fresh(f"{x}.whole"), pads=(0, 0, *none, 0, 1, *none))
+            weight = np.pad(weight, [(0, 0), (0, 1), *((0, 0) for _ in none)])
+            x = build.node("Cast", whole, name=build.fresh(f"{node.inputs[0]}.bf16"), to="bf16")
+        else:
+            x = self._shorten(x)
         name = build.constant(build.fresh(f"{node.output}.weight.bf16"), weight.astype(BF16.numpy))
-        build.add(replace(node, op=SHORT_OPS[node.op], inputs=(self._shorten(node.inputs[0]), name, *node.inputs[2:]),
+        build.add(replace(node, op=SHORT_OPS[node.op], inputs=(x, name, *node.inputs[2:]),
                           attrs=MappingProxyType(dict(node.attrs))))
 
     def _rounded(self, value: str) -> bool:

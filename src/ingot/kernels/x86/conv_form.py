@@ -99,7 +99,7 @@ def form(site: Site, *, kind: str = "") -> Form | str:
         return f"elements of type {x.type.dtype} -> {out.type.dtype}"
     if weight.strides is not None:
         return "the weight is strided"
-    words = integer and x.type.layout == "c4"       # few channels, one 32-bit word a pixel
+    words = bool(kind) and x.type.layout == "c4"    # few channels, one or two 32-bit words a pixel
     if x.type.layout and x.type.layout != (out.type.layout or x.type.layout) and not words:
         return f"the layouts {x.type.layout} -> {out.type.layout}"
     sizes = extents(site, x_index, weight_index)

@@ -87,7 +87,7 @@ class ShortConvolution(Tactic):
         isa = isa_of(target)
         if bf16_dot(target) is None:
             return "the processor multiplies no bf16"
-        if f.out.block != isa.block or f.x.block != isa.block:
+        if f.out.block != isa.block or f.x.block not in (isa.block, 4) or (f.x.block == 4 and f.groups > 1):
             return "not in this instruction set's blocked layout"
         if not f.constant_weight or (f.bias_index is not None and not f.constant_bias):
             return "the weight is not constant"
