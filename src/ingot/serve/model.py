@@ -22,6 +22,7 @@ from ingot.serve.tensor import Answer, Checker, Description, Request
 _LOG = logging.getLogger("ingot.serve")
 HANG, HANG_FACTOR = 10.0, 20.0      # seconds, and times the predicted cost, that a batch may run
 TRIES = 3                           # starts that may fail before a model counts as one that cannot be loaded
+BRIEF = 200e-6                      # seconds of computing that are waited for awake where clients send one by one
 CROWD = 0.1                         # requests under way below which clients send one after another
 
 
@@ -156,10 +157,20 @@ class ServedModel:
             insort(queue, request, key=_urgency)
         else:
             queue.append(request)
-        if not self._pumping:           # at the end of this turn of the loop: what arrives together runs together
+        if self._crowd < CROWD and self._spare and len(queue) == 1 and not self._pumping:
+            self._at_once()
+        elif not self._pumping:         # at the end of this turn of the loop: what arrives together runs together
             self._pumping = True
             self._loop.call_soon(self._pump_once)
         return answer
+
+    def _at_once(self) -> None:
+        """Run the only request there is, and where it takes but a moment, wait for it awake."""
+        self.pump()
+        for instance in self.instances:
+            running = instance.running
+            if running and (predicted := running.batch.predicted) <= BRIEF and not self._queue:
+                instance.spin(2 * predicted + BRIEF)
 
     def _pump_once(self) -> None:
         self._pumping = False

@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from ingot.errors import ServeError
+from ingot.serve.calls import Call, CallServer, Methods, RefusedError
 from ingot.serve.datatype import NUMPY, Data, packed_strings
 from ingot.serve.infer import selected, urgency
 from ingot.serve.protocol import MESSAGES, METHODS, SERVICE
@@ -25,7 +26,8 @@ _FIELDS = {"BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_conten
            "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
            "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents"}
 _CODES = {kind: grpc.StatusCode[name] for kind, (_, name) in CODES.items()}
-ModelInferResponse = MESSAGES["ModelInferResponse"]
+STREAM = 256            # messages of one stream that may be under way
+ModelInferRequest, ModelInferResponse = MESSAGES["ModelInferRequest"], MESSAGES["ModelInferResponse"]
 
 
 def _value(parameter: Any) -> Any:
@@ -60,29 +62,31 @@ class Service:
     def __init__(self, server: Server) -> None:
         self._server = server
 
-    def handlers(self) -> dict[str, Any]:
-        """gRPC's handlers by method name."""
-        made: dict[str, Any] = {}
-        for name, (taken, given, stream) in METHODS.items():
-            call, write = getattr(self, _snake(name)), MESSAGES[given].SerializeToString
-            kind = grpc.stream_stream_rpc_method_handler if stream else grpc.unary_unary_rpc_method_handler
-            made[name] = kind(call, request_deserializer=MESSAGES[taken].FromString, response_serializer=write) \
-                if stream else kind(self._guarded(call, MESSAGES[taken].FromString), response_serializer=write)
-        return made
+    def methods(self, follow: Callable[[Call, asyncio.Task[None]], None]) -> Methods:
+        """Every method by its path; what is done in tasks is handed to `follow`."""
+        unary: dict[bytes, Callable[[Call, bytes], None]] = {}
+        stream: dict[bytes, Callable[[Call], AsyncIterator[bytes]]] = {}
+        for name, (taken, given, streams) in METHODS.items():
+            path, method = f"/{SERVICE}/{name}".encode(), getattr(self, _snake(name))
+            if streams:
+                stream[path] = method
+            else:
+                unary[path] = self._infer if name == "ModelInfer" else self._task(
+                    method, MESSAGES[taken].FromString, MESSAGES[given].SerializeToString, follow)
+        return Methods(unary, stream)
 
-    def _guarded(self, call: Callable[[Any], Any], read: Callable[[bytes], Any]) -> Callable[[Any, Any], Any]:
-        """The method behind the token's check; what it refuses becomes a gRPC status."""
-        admit = self._server.admit_rpc
-
-        async def guarded(raw: bytes, context: Any) -> Any:
+    def _task(self, method: Callable[[Any], Any], read: Callable[[bytes], Any], write: Callable[[Any], bytes],
+              follow: Callable[[Call, asyncio.Task[None]], None]) -> Callable[[Call, bytes], None]:
+        """A method in a task of its own, behind the token's check; what it refuses becomes a gRPC status."""
+        async def run(call: Call, raw: bytes) -> None:
             try:
-                admit(context)
-                return await call(read(raw))
+                self._server.admit_rpc(call.metadata)
+                call.answer(write(await method(read(raw))))
             except DecodeError as error:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the message cannot be read: {error}")
+                call.fail(grpc.StatusCode.INVALID_ARGUMENT, f"the message cannot be read: {error}")
             except ServeError as error:
-                await context.abort(_CODES[error.kind], str(error)[:4000])
-        return guarded
+                call.fail(_CODES[error.kind], str(error))
+        return lambda call, raw: follow(call, asyncio.ensure_future(run(call, raw)))
 
     # --- inference ----------------------------------------------------------------------------------------------
 
@@ -146,35 +150,69 @@ class Service:
         self._server.answered(answer, request, time.perf_counter() - begin)
         return made
 
+    def _infer(self, call: Call, raw: bytes) -> None:
+        """One inference, without a task: answered at once where the answer is there at once."""
+        try:
+            self._server.admit_rpc(call.metadata)
+            message = ModelInferRequest.FromString(raw)
+            request = self._request(message)
+            future = self._server.submit(message.model_name, message.model_version, request)
+        except DecodeError as error:
+            call.fail(grpc.StatusCode.INVALID_ARGUMENT, f"the message cannot be read: {error}")
+            return
+        except ServeError as error:
+            call.fail(_CODES[error.kind], str(error))
+            return
+
+        def answered(future: asyncio.Future[Answer]) -> None:
+            if call.done or future.cancelled():
+                call.fail(grpc.StatusCode.CANCELLED, "the request was cancelled")
+                return
+            try:
+                call.answer(self._reply(future.result(), request).SerializeToString())
+            except ServeError as error:
+                call.fail(_CODES[error.kind], str(error))
+
+        if future.done():
+            answered(future)
+        else:
+            call.left = future.cancel
+            future.add_done_callback(answered)
+
     async def model_infer(self, message: Any) -> Reply:
         """One inference."""
         request = self._request(message)
         answer = await self._server.submit(message.model_name, message.model_version, request)
         return self._reply(answer, request)
 
-    async def model_stream_infer(self, messages: AsyncIterator[Any], context: Any) -> AsyncIterator[Reply]:
+    async def model_stream_infer(self, call: Call) -> AsyncIterator[bytes]:
         """Inferences of one stream, answered in order; an error is told in its place, and the stream goes on."""
         made = MESSAGES["ModelStreamInferResponse"]
-        waiting: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(256)
+        waiting: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(STREAM)
+
+        async def one(raw: bytes) -> Reply:
+            try:
+                return made(infer_response=await self.model_infer(ModelInferRequest.FromString(raw)))
+            except DecodeError as error:
+                return made(error_message=f"the message cannot be read: {error}"[:4000])
+            except ServeError as error:
+                return made(error_message=str(error)[:4000])
 
         async def read() -> None:
             try:
-                async for message in messages:
-                    await waiting.put(asyncio.ensure_future(self.model_infer(message)))
+                async for raw in call.messages():
+                    await waiting.put(asyncio.ensure_future(one(raw)))
             finally:
                 await waiting.put(None)
 
         try:
-            self._server.admit_rpc(context)
+            self._server.admit_rpc(call.metadata)
         except ServeError as error:
-            await context.abort(_CODES[error.kind], str(error)[:4000])
+            raise RefusedError(_CODES[error.kind], str(error)) from None
         reader = asyncio.ensure_future(read())
         try:
             while (task := await waiting.get()) is not None:
-                try:
-                    yield made(infer_response=await task)
-                except ServeError as error:
-                    yield made(error_message=str(error)[:4000])
+                yield (await task).SerializeToString()
         finally:
             reader.cancel()
 
@@ -249,6 +287,8 @@ def _snake(name: str) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
-def service_of(server: Server) -> Any:
-    """The service as gRPC takes it."""
-    return grpc.method_handlers_generic_handler(SERVICE, Service(server).handlers())
+def call_server(server: Server, options: Sequence[tuple[str, int]], most: int, linger: bool) -> CallServer:
+    """gRPC for a server, not yet listening."""
+    made = CallServer(options, most, linger)
+    made.methods = Service(server).methods(made.follow)
+    return made

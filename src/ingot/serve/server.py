@@ -9,7 +9,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
@@ -21,12 +21,14 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from ingot.errors import InputError, ServeError
+from ingot.runtime.host import available_cpus
+from ingot.serve.calls import CallServer
 from ingot.serve.http import Application
 from ingot.serve.metrics import ModelMetrics, memory_of
 from ingot.serve.options import ServeOptions
 from ingot.serve.regions import Regions
 from ingot.serve.repository import Repository
-from ingot.serve.rpc import service_of
+from ingot.serve.rpc import call_server
 from ingot.serve.spans import Spans
 from ingot.serve.tensor import Answer, Request
 from ingot.serve.traffic import Recorder
@@ -104,10 +106,10 @@ class Server:
             raise ServeError("a bearer token is needed", kind="unauthenticated",
                              mend="send the header: Authorization: Bearer TOKEN")
 
-    def admit_rpc(self, context: Any) -> None:
+    def admit_rpc(self, metadata: Sequence[tuple[str, Any]]) -> None:
         """The same for gRPC's metadata."""
         if self.tokens:
-            given = dict(context.invocation_metadata() or ()).get("authorization", "")
+            given = dict(metadata or ()).get("authorization", "")
             self.admit(given.encode() if isinstance(given, str) else given)
 
     def admit_control(self) -> None:
@@ -207,7 +209,7 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         http, http_task = self._http()
-        rpc = await self._grpc()
+        rpc = self._grpc()
         ticking = asyncio.ensure_future(self._ticks())
         loading = asyncio.ensure_future(self._load())
         stopping = asyncio.ensure_future(self._stop.wait())
@@ -252,27 +254,26 @@ class Server:
             timeout_graceful_shutdown=max(1, int(options.drain))))
         return http, asyncio.ensure_future(http.serve(sockets=[listener]))
 
-    async def _grpc(self) -> Any:
+    def _grpc(self) -> CallServer | None:
         options = self.options
         if options.grpc_port < 0:
             return None
-        rpc = grpc.aio.server(options=[
+        rpc = call_server(self, [
             ("grpc.max_receive_message_length", options.max_bytes), ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 5000)],
-            maximum_concurrent_rpcs=options.max_connections)
-        rpc.add_generic_rpc_handlers((service_of(self),))
+            options.max_connections, linger=len(available_cpus()) > 1)
         address = f"[{options.host}]" if ":" in options.host else options.host
         address = f"{address}:{options.grpc_port}"
         try:
             if options.certificate and options.key:
                 pair = (options.key.read_bytes(), options.certificate.read_bytes())
-                self.grpc_port = rpc.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+                self.grpc_port = rpc.listen(address, grpc.ssl_server_credentials([pair]))
             else:
-                self.grpc_port = rpc.add_insecure_port(address)
+                self.grpc_port = rpc.listen(address)
         except (RuntimeError, OSError) as error:
             raise InputError(f"cannot listen on {address}", why=(str(error)[:300],),
                              mend="name another port: --grpc-port") from None
-        await rpc.start()
+        rpc.start()
         return rpc
 
     async def _ticks(self) -> None:
@@ -295,11 +296,12 @@ class Server:
         self._watchers.add(task)
         task.add_done_callback(self._watchers.discard)
 
-    async def _drain(self, http: _Http | None, http_task: asyncio.Task[None] | None, rpc: Any) -> None:
+    async def _drain(self, http: _Http | None, http_task: asyncio.Task[None] | None,
+                     rpc: CallServer | None) -> None:
         """Nothing that was accepted is lost: answer what comes on open connections once more, then finish the rest."""
         _LOG.info("draining")
         self.closing = True             # readiness is off, and every answer now closes its connection
-        stopping = [asyncio.ensure_future(rpc.stop(self.options.drain))] if rpc else []
+        stopping = [asyncio.ensure_future(rpc.stop(LAST_CALL, self.options.drain))] if rpc else []
         if http and http_task:
             for listening in http.servers:
                 listening.close()       # who comes now is refused; who is connected is answered once more
@@ -308,7 +310,7 @@ class Server:
             stopping.append(http_task)
         await asyncio.gather(*stopping)
         await asyncio.gather(*(model.drain(self.options.drain) for model in self.repository.loaded))
-        _LOG.info("ended")
+        _LOG.info("ended", extra={"calls_taken": rpc.taken, "calls_ended": rpc.answered} if rpc else {})
 
 
 async def _until_gone(leaves: Callable[[], Awaitable[Any]], request: Request) -> None:

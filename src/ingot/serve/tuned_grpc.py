@@ -8,5 +8,6 @@ prefer("GRPC_EXPERIMENTS", "-event_engine_listener")
 prefer("GRPC_VERBOSITY", "ERROR")
 
 import grpc  # noqa: E402
+from grpc._cython import cygrpc  # noqa: E402
 
-__all__ = ["grpc"]
+__all__ = ["cygrpc", "grpc"]

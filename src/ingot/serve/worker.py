@@ -132,7 +132,7 @@ class Worker:
                 try:
                     return receive()
                 except BlockingIOError:
-                    continue
+                    os.sched_yield()
         return self._channel.recv_into(room)
 
     def serve(self) -> None:
