@@ -21,7 +21,7 @@ from ingot.serve.tuned_grpc import cygrpc, grpc
 _LOG = logging.getLogger("ingot.serve")
 _ASKED, _SHUT = "asked", "shut"     # tags: a call has come; the server has ended
 AT_ONCE = 64                        # events that are handled before the loop does something else
-LINGER = 150e-6                     # seconds the loop looks for the next event before the thread waits for it
+LINGER = 400e-6                     # seconds the loop looks for the next event before the thread waits for it
 _OK = grpc.StatusCode.OK.value[0]
 
 Unary = Callable[["Call", bytes], None]

@@ -30,7 +30,7 @@ from ingot.serve.describe import check_padding, cost_of, describe, engine_at, fi
 from ingot.serve.shared import Shared, aligned
 
 SMALL = 1 << 16         # bytes of outputs that are rather copied: to write them in place takes the session longer
-SPIN = 300e-6           # seconds a worker waits awake at most
+SPIN = 1e-3             # seconds a worker waits awake at most
 DIE_WITH_PARENT = 1     # PR_SET_PDEATHSIG
 MESSAGE = 1 << 20       # bytes of a message at most
 
