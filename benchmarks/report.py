@@ -55,7 +55,7 @@ def table(report: dict[str, Any]) -> str:
             cells.append(f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
                          if row and "ratio" in row else "-")
         name, ratio = best.get((model, batch), ("-", float("nan")))
-        cells.append(f"{name} {ratio:.2f}x")
+        cells.append(f"{name} {ratio:.2f}x" if name != "-" else "-")
         if memory:
             cells.append(" / ".join(f"{by[k]['memory'] / 1e6:.0f}" if (k := (model, batch, r)) in by and
                                     "memory" in by[k] else "-" for r in runtimes))
