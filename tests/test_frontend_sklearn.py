@@ -11,6 +11,8 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import (
     GradientBoostingClassifier,
     GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
     RandomForestClassifier,
     RandomForestRegressor,
 )
@@ -29,12 +31,16 @@ X = RNG.standard_normal((300, 6)).astype(np.float32)
 TWO = (X[:, 0] * X[:, 1] + X[:, 2] > 0).astype(int)
 THREE = np.digitize(X[:, 0] + X[:, 3], [-0.7, 0.7])
 NUMBER = np.sin(X[:, 0]) + X[:, 1] * X[:, 2]
+HOLES = np.where(RNG.random(X.shape) < 0.1, np.float32(np.nan), X)
 
 MODELS = {
     "boosted, two classes": lambda: make_pipeline(SimpleImputer(), StandardScaler(),
                                                   GradientBoostingClassifier(n_estimators=20)).fit(X, TWO),
     "boosted, three classes": lambda: GradientBoostingClassifier(n_estimators=10).fit(X, THREE),
     "boosted, numbers": lambda: GradientBoostingRegressor(n_estimators=20).fit(X, NUMBER),
+    "histograms, two classes": lambda: HistGradientBoostingClassifier(max_iter=10).fit(HOLES, TWO),
+    "histograms, three classes": lambda: HistGradientBoostingClassifier(max_iter=5).fit(X, THREE),
+    "histograms, numbers": lambda: HistGradientBoostingRegressor(max_iter=10).fit(HOLES, NUMBER),
     "forest, two classes": lambda: RandomForestClassifier(10).fit(X, TWO),
     "forest, three classes": lambda: RandomForestClassifier(10, max_depth=6).fit(X, THREE),
     "forest, numbers": lambda: RandomForestRegressor(10).fit(X, NUMBER),

@@ -1,7 +1,9 @@
 """A fitted estimator as a Source: skl2onnx gives the graph, the estimator's own methods the right answers."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from types import ModuleType
@@ -66,15 +68,35 @@ def _proto(skl2onnx: ModuleType, model: Any, columns: Mapping[str, np.ndarray], 
     kinds = {"f": skl2onnx.common.data_types.FloatTensorType, "i": skl2onnx.common.data_types.Int64TensorType,
              "O": skl2onnx.common.data_types.StringTensorType}
     types = [(n, kinds[a.dtype.kind]([None, a.shape[1]])) for n, a in columns.items()]
-    options = {id(model): {"zipmap": False}} if hasattr(model, "classes_") else None
     target = {"": opset or OPSET, "ai.onnx.ml": 3}
+    convert = partial(skl2onnx.convert_sklearn, model, initial_types=types, target_opset=target)
     try:
-        made = skl2onnx.convert_sklearn(model, initial_types=types, options=options, target_opset=target)
+        with _flags_as_integers():
+            try:
+                made = convert(options={id(model): {"zipmap": False}} if hasattr(model, "classes_") else None)
+            except NameError:           # a classifier without probabilities does not know the option
+                made = convert()
     except FAILS as error:
         raise UnsupportedError(f"skl2onnx cannot take {type(model).__name__}", why=(str(error).splitlines()[0][:300],),
                                mend="use estimators skl2onnx knows (skl2onnx.supported_converters)") from None
     proto: onnx.ModelProto = made
     return proto
+
+
+@contextmanager
+def _flags_as_integers() -> Iterator[None]:
+    """skl2onnx 1.20 gives histogram-based trees' sides of missing values as booleans, which protobuf does not take."""
+    trees: Any = importlib.import_module("skl2onnx.common.tree_ensemble")
+    add_node = trees.add_node
+
+    def with_integers(*arguments: Any, nodes_missing_value_tracks_true: Any = 0, **more: Any) -> None:
+        add_node(*arguments, nodes_missing_value_tracks_true=int(nodes_missing_value_tracks_true), **more)
+
+    trees.add_node = with_integers
+    try:
+        yield
+    finally:
+        trees.add_node = add_node
 
 
 def _outputs(skl2onnx: ModuleType, model: Any, columns: Mapping[str, np.ndarray], opset: int | None) -> tuple[str, ...]:
