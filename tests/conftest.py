@@ -1,6 +1,9 @@
 """What tests share: the instruction sets of this machine."""
+from collections.abc import Generator
+
 import pytest
 
+from ingot.errors import UnsupportedError
 from ingot.runtime.host import LEVELS, host_target
 
 
@@ -9,3 +12,14 @@ def host_isas() -> tuple[str, ...]:
     """The instruction sets this machine runs, widest first."""
     features = host_target(1).features
     return tuple(name for name, needs in LEVELS if needs <= features)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    """A test that asks for an instruction set this machine lacks is skipped, with that as its reason."""
+    try:
+        return (yield)
+    except UnsupportedError as error:
+        if str(error).startswith("this machine has no "):
+            pytest.skip(str(error).splitlines()[0])
+        raise

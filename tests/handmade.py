@@ -102,7 +102,7 @@ def variant(made: Program, target: Target | None = None, packed: Mapping[tuple[i
     native = {x.site.key for x in made.launches if x.native}
     choices = {k: Choice(k, "test.handmade", {"points": 1}) for k in sorted(native)}
     plan = plan_memory(made, [(0, 0)] * len(made.launches), target.threads)
-    return Variant(target, generator_version(), made, choices, dict(packed or {}), plan)
+    return Variant(target, generator_version(target), made, choices, dict(packed or {}), plan)
 
 
 def engine(middle: Site = NEG_SITE, target: Target | None = None) -> Engine:

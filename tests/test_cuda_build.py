@@ -25,6 +25,7 @@ from ingot.ops.reference import run_graph
 from ingot.runtime.cuda.driver import Facts
 from ingot.runtime.cuda.open import open_cuda
 from ingot.runtime.cuda.target import cuda_target, variant_on
+from ingot.target import Target
 from ingot.tune import generator_version
 from tests.fake_cuda import H200, FakeDriver, SiteTactic
 from tests.test_cuda_session import CONV, feeds
@@ -189,7 +190,7 @@ def test_candidates_of_another_generator_are_not_raced(tmp_path: Path):
     old = replace(engine, variants=(replace(opened(engine.variants[0]), generator="0" * 12),))
     with pytest.raises(EngineError, match="another kernel generator") as refused:
         tune_engine(old, driver=FakeDriver(), trust=True)
-    assert generator_version() in str(refused.value)
+    assert generator_version(Target("cuda")) in str(refused.value)
 
 
 def test_the_wrong_gpu_is_told_what_was_found_what_is_wanted_and_the_command():

@@ -158,7 +158,6 @@ def test_the_largest_tiles_are_for_large_images(side: int, sizes: set[int]) -> N
 # --- exact builds ---------------------------------------------------------------------------------------------------
 
 SITE = make_site(**FORMS["same"], layout_in="c16", layout_out="c16")
-TARGET = host_target(2, "avx512")
 
 
 def program() -> Program:
@@ -172,11 +171,12 @@ def program() -> Program:
 
 @pytest.mark.cpu
 def test_an_exact_race_leaves_winograd_out(tmp_path: Path) -> None:
-    assert TACTIC.name in [t.name for t in able(SITE, TARGET)[0]]
-    willing, reasons = able(SITE, TARGET, exact=True)
+    target = host_target(2, "avx512")
+    assert TACTIC.name in [t.name for t in able(SITE, target)[0]]
+    willing, reasons = able(SITE, target, exact=True)
     assert TACTIC.name not in [t.name for t in willing]
     assert f"{TACTIC.name}: it is not exact" in reasons
-    raced, exact = (tune(program(), TARGET, CpuDevice(TARGET), exact=e).choices[SITE.key] for e in (False, True))
+    raced, exact = (tune(program(), target, CpuDevice(target), exact=e).choices[SITE.key] for e in (False, True))
     assert any(t.tactic == TACTIC.name and t.seconds for t in raced.trials)
     assert all(t.tactic != TACTIC.name for t in exact.trials)
     assert exact.tactic != TACTIC.name
@@ -184,7 +184,8 @@ def test_an_exact_race_leaves_winograd_out(tmp_path: Path) -> None:
 
 @pytest.mark.cpu
 def test_an_exact_build_takes_no_winograd_from_the_cache(tmp_path: Path) -> None:
-    cache = TuningCache(tmp_path, TARGET, "v")
-    cache.put(Choice(SITE.key, TACTIC.name, dict(next(iter(TACTIC.space(SITE, TARGET)))), 1e-6, True))
-    assert tune(program(), TARGET, None, cache).choices[SITE.key].tactic == TACTIC.name
-    assert tune(program(), TARGET, None, cache, exact=True).choices[SITE.key].tactic == "x86.conv_direct_blocked"
+    target = host_target(2, "avx512")
+    cache = TuningCache(tmp_path, target, "v")
+    cache.put(Choice(SITE.key, TACTIC.name, dict(next(iter(TACTIC.space(SITE, target)))), 1e-6, True))
+    assert tune(program(), target, None, cache).choices[SITE.key].tactic == TACTIC.name
+    assert tune(program(), target, None, cache, exact=True).choices[SITE.key].tactic == "x86.conv_direct_blocked"

@@ -253,7 +253,7 @@ def _tune(program: Program, target: Target, options: BuildOptions,
           progress: Callable[[Progress], None] | None) -> Tuning:
     folder = env.cache_folder()
     # races without the tactics that are not exact have winners of their own
-    cache = TuningCache(folder / "tuning", target, generator_version() + ("-exact" if options.exact else ""))
+    cache = TuningCache(folder / "tuning", target, generator_version(target) + ("-exact" if options.exact else ""))
     device = CpuDevice(target, code_cache()) if options.tune else None
     return tune(program, target, device, cache, budget=options.budget, progress=progress, turn=folder,
                 exact=options.exact)

@@ -100,9 +100,9 @@ def tune_engine(engine: Engine, *, trust: bool = False, driver: Driver | None = 
     if not old.code.kernels:
         raise EngineError("the engine carries no code to race", mend="build it with --candidates, or here")
     require_trust(old.code, env.keys_folder(), trust=trust)
-    if old.generator != generator_version():
+    if old.generator != (here := generator_version(Target("cuda"))):
         raise EngineError("the engine's candidates are of another kernel generator",
-                          why=(f"theirs is {old.generator}, the installed one {generator_version()}",),
+                          why=(f"theirs is {old.generator}, the installed one {here}",),
                           mend="tune it with the Ingot it was built with, or build it anew")
     told = old.report
     target = cuda_target("cuda", driver, tf32=told.get("precision") == "tf32")
@@ -171,7 +171,7 @@ def _candidates(program: Program, target: Target, store: CodeStore, points: int)
 def _tuned(program: Program, target: Target, driver: Driver | None, store: CodeStore, options: BuildOptions,
            progress: Callable[[Progress], None] | None) -> Tuning:
     folder = env.cache_folder()
-    cache = TuningCache(folder / "tuning", target, generator_version() + f"-{options.points}"
+    cache = TuningCache(folder / "tuning", target, generator_version(target) + f"-{options.points}"
                         + ("-exact" if options.exact else ""))
     device = CudaDevice(driver) if driver and options.tune else None
     return tune(program, target, device, cache, budget=options.budget, progress=progress, turn=folder,

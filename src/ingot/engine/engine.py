@@ -98,7 +98,7 @@ class Engine:
         """As `variant_for`, while the check of its arrays still runs: read none before it has returned."""
         for wanted in (target.fingerprint, None):
             for variant in self.variants:
-                if variant.target is None or variant.generator != generator_version():
+                if variant.target is None or variant.generator != generator_version(variant.target):
                     continue
                 if _same_device(variant.target, target) and wanted in (variant.target.fingerprint, None):
                     return variant.begun if isinstance(variant, Sealed) else (variant, _checked)
@@ -117,11 +117,11 @@ class Engine:
         if self.flow is not None:
             return next((why for p in self.parts if (why := p.declines(target)) is not None), None)
         here = [v for v in self.variants if v.target is not None and _same_device(v.target, target)]
-        if any(v.generator == generator_version() for v in here):
+        if any(v.generator == generator_version(target) for v in here):
             return None
         if here:
             made = ", ".join(v.generator for v in here)
-            return f"it was built by kernel generator {made}; the installed one is {generator_version()}"
+            return f"it was built by kernel generator {made}; the installed one is {generator_version(target)}"
         if any(t.fingerprint == target.fingerprint for t in self.targets):
             return "it was built for this kind of device with other features of the instruction set"
         held = ", ".join(t.fingerprint for t in self.targets) or "no device"

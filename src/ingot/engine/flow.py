@@ -41,8 +41,8 @@ def joint(flow: Flow, variants: Sequence[Variant]) -> Variant:
                       max((v.plan.threads for v in variants), default=1))
     choices = {k: c for v in variants for k, c in v.choices.items()}
     packed = {(k, i): a for k, (i, a) in enumerate((i, a) for v in variants for (_, i), a in v.packed.items())}
-    return Variant(variants[0].target if variants else Target("x86", ""), generator_version(), program, choices, packed,
-                   plan)
+    target = variants[0].target if variants else Target("x86", "")
+    return Variant(target, generator_version(target), program, choices, packed, plan)
 
 
 def flows_in(flow: Flow) -> Iterator[Flow]:

@@ -42,9 +42,9 @@ def make_variant(program: Program, target: Target, choices: Mapping[str, Choice]
     demands = [(built[x.site.key].workspace, built[x.site.key].scratch) if x.native else (0, 0)
                for x in program.launches]
     keys = {x.site.key for x in program.launches if x.native}
-    return Variant(target, generator_version(), replace(program, constants=kept), {k: chosen[k] for k in sorted(keys)},
-                   packed, plan_memory(program, demands, target.threads, in_place_by(chosen), alignment(target)),
-                   dict(report or {}))
+    plan = plan_memory(program, demands, target.threads, in_place_by(chosen), alignment(target))
+    return Variant(target, generator_version(target), replace(program, constants=kept),
+                   {k: chosen[k] for k in sorted(keys)}, packed, plan, dict(report or {}))
 
 
 def alignment(target: Target) -> int:

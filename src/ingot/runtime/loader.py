@@ -63,7 +63,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def choice_key(site: Site, choice: Choice, target: Target) -> str:
     """What names the code of a choice without emitting it."""
-    return code_key(f"{site.key} {choice.point} {generator_version()} {target.fingerprint}", target)
+    return code_key(f"{site.key} {choice.point} {generator_version(target)} {target.fingerprint}", target)
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,19 @@ class Choice:
         return f"{self.tactic}[{','.join(f'{k}={v}' for k, v in self.params.items())}]"
 
 
+def generator_version(target: Target) -> str:
+    """Twelve hex digits for the text of a target's kernel generator: other text, other kernels, other times.
+
+    Kernels for GPUs use parts of those for CPUs, so their text is all of it; those for CPUs use none of theirs.
+    """
+    return _generator_version(target.kind == "cuda")
+
+
 @cache
-def generator_version() -> str:
-    """Twelve hex digits for the text of the kernel generator: other text, other kernels, other times."""
+def _generator_version(gpu: bool) -> str:
     root = Path(ingot.kernels.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(p for p in root.rglob("*.py") if gpu or p.parent != root / "cuda"):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 

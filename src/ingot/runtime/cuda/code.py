@@ -25,7 +25,7 @@ def kernel_key(site: str, tactic: str, params: Params, target: Target) -> str:
     """What names a compiled kernel: the same on a machine without a GPU as on one with."""
     point = ",".join(f"{k}={v}" for k, v in params.items())
     mode = "tf32" if "tf32" in target.features else ""
-    text = f"{site} {tactic}[{point}] {generator_version()} {target.isa} {mode}"
+    text = f"{site} {tactic}[{point}] {generator_version(target)} {target.isa} {mode}"
     return "cuda " + hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -130,7 +130,7 @@ def kernels_of(variant: Variant, store: CodeStore) -> dict[str, CudaKernel]:
         try:
             kernel = store.found(kernel_key(site.key, choice.tactic, choice.params, variant.target))
             if kernel is None:
-                if variant.generator != generator_version() or not usable(choice, site, variant.target):
+                if variant.generator != generator_version(variant.target) or not usable(choice, site, variant.target):
                     raise EngineError(f"the code of {choice.point} for {launch.where} is not to be had here",
                                       why=("the engine does not carry it, and this generator does not make it",),
                                       mend="build the engine anew")
