@@ -84,6 +84,17 @@ FOUND: Mapping[str, str] = {
         d = Concat(b, b) {'axis': 1}
         return b, c, d
     """,
+    "a convolution of a batch of none": """
+        symbol N: 1..2..5
+        symbol M: 1..3..4
+        input x0: f32[1,4,6,6]
+        input x1: f32[17,4,2,2]
+        const w: f32[2,4,1,1] = [[[[1.0]], [[2.0]], [[0.0]], [[-1.0]]], [[[3.0]], [[1.0]], [[-2.0]], [[1.0]]]]
+        a = Slice(x0) {'axes': (0,), 'ends': (-1,), 'starts': (-2,), 'steps': (1,)}
+        b = Conv(a, w) {'group': 1, 'pads': (0, 0, 0, 0), 'strides': (1, 1)}
+        c = Conv(a, x1) {'group': 1, 'pads': (1, 1, 1, 1), 'strides': (2, 1)}
+        return b, c
+    """,
     "the reference sums squares of narrow integers in wide ones": """
         symbol N: 1..2..5
         symbol M: 1..3..4
@@ -130,15 +141,28 @@ def test_what_was_once_wrong_is_right_at_every_size(maker: Maker, what: str) -> 
         assert not difference(case, feeds, {**opt, **used}, session.run(feeds))
 
 
-def test_the_place_of_the_greatest_of_nothing_is_refused() -> None:
-    with pytest.raises(IngotError, match="axis 1 has no elements"):
-        parse("""
-            symbol N: 1..2..5
-            input x0: i64[N,4]
-            a = Slice(x0) {'axes': (1,), 'ends': (1,), 'starts': (-2,), 'steps': (1,)}
-            b = ArgMax(a) {'axis': 1, 'keepdims': 1}
-            return b
-        """, infer)
+REFUSED = {
+    "axis 1 has no elements, so none is the greatest": """
+        symbol N: 1..2..5
+        input x0: i64[N,4]
+        a = Slice(x0) {'axes': (1,), 'ends': (1,), 'starts': (-2,), 'steps': (1,)}
+        b = ArgMax(a) {'axis': 1, 'keepdims': 1}
+        return b
+    """,
+    "axis 0 has no elements to fill its padding with": """
+        symbol N: 1..2..5
+        input x0: f32[3,4]
+        a = Slice(x0) {'axes': (0,), 'ends': (-1,), 'starts': (-1,), 'steps': (1,)}
+        b = Pad(a) {'mode': 'edge', 'pads': (0, 0, 2, 0)}
+        return b
+    """,
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_nothing_can_answer_is_refused(why: str) -> None:
+    with pytest.raises(IngotError, match=why):
+        parse(REFUSED[why], infer)
 
 
 def test_a_planted_error_is_found(maker: Maker) -> None:

@@ -258,6 +258,10 @@ def _pad(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
             raise ValueError(f"pads {pads} cut more than axis {a} has")
     if word(attrs, "mode") not in ("constant", "reflect", "edge", "wrap"):
         raise ValueError(f"unknown mode {attrs['mode']!r}")
+    if word(attrs, "mode") != "constant":
+        for a in places:
+            if x.shape[a] == 0 and shape[a] != 0:
+                raise ValueError(f"axis {a} has no elements to fill its padding with")
     return (TensorType(x.dtype, tuple(shape)),)
 
 

@@ -64,7 +64,7 @@ class Im2colConvolution(Tactic):
             pieces = -(-f.width // rows)
             tiles = -(-pixels // (lanes * vectors))
             for parts in {1, min(target.threads, pieces)}:
-                tasks = tiles * groups * parts
+                tasks = max(1, tiles * groups * parts)          # none for a batch of none
                 uneven = -(-tasks // target.threads) * target.threads / tasks
                 gathered = 1 + 8 * parts / f.width          # a vector gathered costs as much as some multiply-adds
                 cost = uneven * gathered * tiles * vectors * (1 + 0.3 / vectors)
