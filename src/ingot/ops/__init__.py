@@ -17,6 +17,7 @@ from ingot.ops import (
     reduction,
     resize,
     shape,
+    short,
 )
 from ingot.ops.convolution import Window, convolution_window, transposed_window, window
 from ingot.ops.movement import clamps, slices_of, split_sizes
@@ -30,6 +31,6 @@ OPSET = 28      # the one ONNX opset whose meaning the graph's ops have
 __all__ = [
     "OPS", "OPSET", "REQUIRED", "Op", "Window", "attention", "broadcast", "clamps", "convolution", "convolution_window",
     "declare", "dims", "indexing", "infer", "ints", "linear", "movement", "normalisation", "pointwise", "pooling",
-    "pooling_window", "quantisation", "recurrent", "reduced_axes", "reduction", "resize", "shape", "slices_of",
+    "pooling_window", "quantisation", "recurrent", "reduced_axes", "reduction", "resize", "shape", "short", "slices_of",
     "split_sizes", "transposed_window", "window",
 ]

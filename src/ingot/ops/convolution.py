@@ -1,11 +1,11 @@
 """Convolutions. They take their operands in any layout; the attribute `layout` says how their result lies."""
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from ingot.graph import BF16, F32, I32, U8, Dim, TensorType
+from ingot.graph import I32, U8, Dim, TensorType
 from ingot.ops.op import Attrs, Op, Sample, Types, declare
-from ingot.ops.samples import bf16, f32, i8, integers, scalar, short_values, u8, values
+from ingot.ops.samples import f32, i8, integers, scalar, u8, values
 from ingot.ops.shapes import given, integer, ints, same_dim, same_dtype, word
 
 
@@ -87,7 +87,7 @@ def convolution_window(types: Types, attrs: Attrs) -> Window:
     return window(attrs, x.shape[2:], _kernel(attrs, weight))
 
 
-def _conv(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
+def convolved(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
     x, weight, group = given(types[0]), given(types[1]), integer(attrs, "group")
     sizes = slid(convolution_window(types, attrs), x.shape[2:])
     if group < 1:
@@ -104,9 +104,9 @@ def _c(x: tuple[int, ...], w: tuple[int, ...], bias: bool = True, layout: str = 
     return ((f32(*x, layout=layout), values(*w), *((values(w[0]),) if bias else ())), attrs)
 
 
-_WINDOW: Attrs = {"auto_pad": "NOTSET", "dilations": None, "kernel_shape": None, "pads": None, "strides": None}
-declare(Op("Conv", "convolution: [N, C, ...] by [M, C/group, ...]", ("x", "weight", "bias?"), _conv,
-           {**_WINDOW, "group": 1, "layout": ""}, blocked=True, samples=(
+WINDOW: Attrs = {"auto_pad": "NOTSET", "dilations": None, "kernel_shape": None, "pads": None, "strides": None}
+declare(Op("Conv", "convolution: [N, C, ...] by [M, C/group, ...]", ("x", "weight", "bias?"), convolved,
+           {**WINDOW, "group": 1, "layout": ""}, blocked=True, samples=(
     _c((1, 3, 9, 11), (5, 3, 3, 3)),
     _c((2, 16, 14, 14), (32, 16, 3, 3), pads=(1, 1, 1, 1)),
     _c((1, 3, 32, 32), (64, 3, 7, 7), False, strides=(2, 2), pads=(3, 3, 3, 3)),
@@ -180,7 +180,7 @@ def _t(x: tuple[int, ...], w: tuple[int, ...], group: int = 1, **attrs: object) 
 
 declare(Op("ConvTranspose", "the transpose of a convolution: [N, C, ...] by [C, M/group, ...]",
            ("x", "weight", "bias?"), _conv_transpose,
-           {**_WINDOW, "group": 1, "output_padding": None, "output_shape": None, "layout": ""}, blocked=True, samples=(
+           {**WINDOW, "group": 1, "output_padding": None, "output_shape": None, "layout": ""}, blocked=True, samples=(
     _t((1, 3, 5, 6), (3, 4, 3, 3)), _t((2, 16, 7, 7), (16, 8, 2, 2), strides=(2, 2)),
     _t((1, 8, 6, 5), (8, 6, 3, 3), strides=(2, 2), pads=(1, 1, 1, 1), output_padding=(1, 1)),
     _t((1, 4, 6, 6), (4, 3, 4, 4), strides=(2, 2), pads=(1, 1, 1, 1)),
@@ -205,7 +205,7 @@ def _n(x: tuple[int, ...], w: tuple[int, ...], zero: int | None = None, **attrs:
 
 
 declare(Op("ConvInteger", "convolution of 8-bit integers, less their zero points, in 32 bits",
-           ("x", "weight", "x_zero_point?", "w_zero_point?"), _conv_integer, {**_WINDOW, "group": 1, "layout": ""},
+           ("x", "weight", "x_zero_point?", "w_zero_point?"), _conv_integer, {**WINDOW, "group": 1, "layout": ""},
            blocked=True, samples=(
     ((u8(1, 3, 6, 6), u8(4, 3, 3, 3)), {}), ((u8(1, 3, 6, 6), i8(4, 3, 3, 3), u8()), {"pads": (1, 1, 1, 1)}),
     _n((2, 16, 14, 14), (32, 16, 3, 3), 7, pads=(1, 1, 1, 1)), _n((1, 19, 9, 9), (37, 19, 3, 3), strides=(2, 2)),
@@ -216,27 +216,3 @@ declare(Op("ConvInteger", "convolution of 8-bit integers, less their zero points
     ((TensorType(U8, (2, 3, 23, 21), "c4"), integers(40, 3, 7, 7), scalar(5, "uint8")),
      {"layout": "c16", "strides": (2, 2), "pads": (3, 3, 3, 3)}),
     ((TensorType(U8, (2, 32, 6, 6), "c8"), integers(24, 32, 1, 1), scalar(4, "uint8")), {"layout": "c8"}))))
-
-
-def _short_conv(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
-    x, weight = given(types[0]), given(types[1])
-    if x.dtype != BF16 or weight.dtype != BF16:
-        raise ValueError(f"it takes bf16, not {x.dtype} by {weight.dtype}")
-    (made,) = _conv((replace(x, dtype=F32), replace(weight, dtype=F32), *types[2:]), attrs, outputs)
-    return (made,)
-
-
-def _s(x: tuple[int, ...], w: tuple[int, ...], bias: bool = True, layout: str = "c16", **attrs: object) -> Sample:
-    return ((TensorType(BF16, x, layout), short_values(*w), *((values(w[0]),) if bias else ())),
-            {**attrs, "layout": layout})
-
-
-declare(Op("ShortConv", "convolution of bf16, summed and left in f32; the bias is f32", ("x", "weight", "bias?"),
-           _short_conv, {**_WINDOW, "group": 1, "layout": ""}, blocked=True, samples=(
-    ((bf16(1, 3, 6, 6), short_values(4, 3, 3, 3), values(4)), {"pads": (1, 1, 1, 1)}),
-    _s((2, 16, 14, 14), (32, 16, 3, 3), pads=(1, 1, 1, 1)), _s((1, 22, 9, 9), (37, 22, 3, 3), strides=(2, 2)),
-    _s((2, 64, 7, 7), (48, 64, 1, 1), False), _s((1, 40, 9, 9), (70, 40, 1, 1), strides=(2, 2)),
-    _s((1, 32, 8, 8), (64, 16, 3, 3), group=2, pads=(1, 1, 1, 1)),
-    _s((2, 32, 6, 6), (24, 32, 1, 1), layout="c8"),
-    ((TensorType(BF16, (2, 4, 23, 21), "c4"), short_values(40, 4, 7, 7), values(40)),
-     {"layout": "c16", "strides": (2, 2), "pads": (3, 3, 3, 3)}))))

@@ -335,17 +335,11 @@ def conv_integer(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
     return None if made is None else [made[0].astype(np.int32)]
 
 
-def short_conv(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
-    """ShortConv: its operands widened, which is exact."""
-    wide = tuple(None if a is None else np.asarray(a, np.float32) for a in arrays)
-    return conv(wide, attrs)
-
-
 OWN: Mapping[str, Callable[[Arrays, Attrs], list[np.ndarray] | None]] = {
     "AveragePool": average_pool, "Conv": conv, "ConvInteger": conv_integer, "ConvTranspose": conv_transpose, "Erf": erf,
     "Flatten": flatten, "GatherElements": gather_elements, "Gelu": gelu,
     "GlobalLpPool": global_lp_pool, "GlobalMaxPool": global_max_pool,
     "LRN": lrn, "LpNormalization": lp_normalization, "LpPool": lp_pool, "MatMulInteger": matmul_integer,
     "MaxPool": max_pool, "Mean": mean, "Pad": pad,
-    "Resize": resize, "ShortConv": short_conv, "Softsign": softsign,
+    "Resize": resize, "Softsign": softsign,
     **{kind: whole(kind) for kind in GATES}}

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ingot.graph import BF16, F32, I32, Dim, TensorType
+from ingot.graph import I32, Dim, TensorType
 from ingot.ops.op import REQUIRED, Attrs, Op, Types, declare
-from ingot.ops.samples import bf16, f32, f64, i8, integers, scalar, short_values, u8, values
+from ingot.ops.samples import f32, f64, i8, integers, scalar, u8, values
 from ingot.ops.shapes import broadcast, given, integer, same_dim, same_dtype, word
 
 
@@ -118,26 +118,6 @@ declare(Op("MatMulInteger", "product of 8-bit integers, less their zero points, 
     ((u8(5, 33), i8(33, 17)), {}), ((u8(5, 33), u8(33, 17), u8(), u8()), {}), ((i8(2, 5, 8), i8(8, 3)), {}),
     ((u8(7, 40), integers(40, 24)), {}), ((u8(3, 5, 33), integers(33, 131), scalar(7, "uint8")), {}),
     ((u8(61, 300), integers(300, 70), u8()), {}), ((u8(1, 64), integers(64, 100), u8(1)), {}))))
-
-
-def _short_matmul(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
-    for t in map(given, types):
-        if t.dtype != BF16:
-            raise ValueError(f"it takes bf16, not {t.dtype}")
-    return (TensorType(F32, product_shape(given(types[0]).shape, given(types[1]).shape)),)
-
-
-def _in_single(arrays: list[np.ndarray | None], attrs: Attrs) -> list[np.ndarray]:
-    a, b = (np.asarray(x, np.float32) for x in arrays)
-    return [np.matmul(a, b)]
-
-
-declare(Op("ShortMatMul", "product of bf16, summed and left in f32", ("a", "b"), _short_matmul, evaluate=_in_single,
-           samples=(
-    ((bf16(5, 33), short_values(33, 17)), {}), ((bf16(7, 40), short_values(40, 24)), {}),
-    ((bf16(3, 5, 33), short_values(33, 131)), {}), ((bf16(61, 300), short_values(300, 70)), {}),
-    ((bf16(1, 64), short_values(64, 100)), {}), ((bf16(128, 256), short_values(256, 192)), {}),
-    ((bf16(4, 8), bf16(8, 6)), {}))))
 
 
 def _matmul_groups(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
