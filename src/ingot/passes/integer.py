@@ -145,7 +145,7 @@ def _unfit(match: Match, axis: int) -> str | None:
         return "the weight's zero point is not constant"
     if x.dtype not in _NAMES or weight.dtype not in (np.int8, np.uint8):
         return f"its operands are {x.dtype} and {dtype_from_numpy(weight.dtype)}"
-    if match.type("s").size != 1 or (match["z"] and match.type("z").size != 1):
+    if (match.type("s").size != 1 and not _by_row(match)) or (match["z"] and match.type("z").size != 1):
         return "its input has a scale for each channel"
     if left is None and x.dtype != U8:
         return "a signed input with a scale that is not constant"
@@ -155,6 +155,12 @@ def _unfit(match: Match, axis: int) -> str | None:
     if any(d != 1 for k, d in enumerate(full) if k != axis % weight.ndim):
         return "its weight's scales lie along the depth"
     return None if _signed(weight, zero) is not None else "its weight, less the zero point, does not fit 8 bits"
+
+
+def _by_row(match: Match) -> bool:
+    """Whether the left operand of a product has a scale for each row."""
+    x, scale = match.type("x"), match.type("s")
+    return match.root.op == "MatMul" and scale.shape == (*x.shape[:-1], 1) and match.const("s") is None
 
 
 def _operands(match: Match) -> tuple[str, str, np.ndarray]:
@@ -187,6 +193,8 @@ def _scaled(match: Match, sums: str, shape: tuple[int, ...]) -> str:
     right = match.array("t")
     right = right.reshape(()) if right.size == 1 else right.reshape(shape)
     left = match.const("s")
+    if left is None and match.type("s").size != 1:      # a scale for each row
+        return match.add("Mul", match.add("Mul", real, match["s"]), match.constant(right, f"{match['t']}.scale"))
     if left is None:
         scale = match.add("Mul", match["s"], match.constant(right, f"{match['t']}.scale"))
         return match.add("Mul", real, scale)

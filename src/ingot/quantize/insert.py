@@ -26,6 +26,7 @@ class Manner:
     correct_bias: bool = True   # add back the mean error of rounded weights (Nagel et al. 2019)
     clip_weights: bool = False  # weights' ranges of least squared error
     residuals: bool = True      # additions in networks of images read the integers, too
+    rows: float = 0.8           # products scale each row by itself where rows span less than this share of the range
 
 
 def quantized(graph: Graph, sites: Collection[QuantSite], calibration: Calibration,
@@ -69,9 +70,44 @@ class _Insertion:
         return op is not None and op.pointwise and node.op == "Add" and len(node.inputs) == 2 and any(
             i in self.images for i in node.inputs)
 
+    def _by_rows(self, value: str) -> bool:
+        """Whether each row of a value gets a scale of its own, found while the engine runs: rows differ so much that
+        one scale for all would be too coarse for most, or cut off some. Zeros for all rows stay where they are."""
+        t = self.calibration.tensors[value]
+        whole = max(t.most, 0.0) - min(t.least, 0.0)
+        products = all(s.op == "MatMul" for s in self.sites.values() if s.input == value)
+        return products and 0.0 < t.span < self.manner.rows * whole
+
+    def _row_integers(self, value: str, smooth: np.ndarray | None) -> str:
+        """The value through integers, a scale for each row: u8 about a zero point that all rows share."""
+        build, t = self.build, self.calibration.tensors[value]
+        origin = (f"integers of {value}",)
+        stem = build.fresh(f"{value}.rows")
+
+        def node(op: str, *inputs: str, **attrs: object) -> str:
+            return build.node(op, *inputs, name=build.fresh(f"{stem}.{op.lower()}"), origin=origin, **attrs)
+
+        def number(word: str, x: float) -> str:
+            return build.constant(build.fresh(f"{stem}.{word}"), np.asarray(x, np.float32))
+
+        if smooth is not None:
+            value = node("Mul", value, build.constant(f"{stem}.smooth", (1 / smooth).astype(np.float32)))
+            t = _smoothed(t, smooth)
+        one_sided = -t.least < _ONE_SIDED * t.most
+        # what lies below zero is bounded where it is little (a Gelu's least value), else as far away as the rest
+        zero = int(np.ceil(255 * -t.least / (t.span - t.least))) if one_sided else 128
+        floor = -t.least / zero if one_sided and zero else 0.0
+        far = node("ReduceMax", value if one_sided else node("Abs", value), axes=(-1,), keepdims=1)
+        scale = node("Max", node("Mul", far, number("part", 1 / (255 - zero))), number("floor", max(floor, 1e-12)))
+        at = build.constant(f"{stem}.zero", np.asarray(zero, np.uint8))
+        q = node("Quantize", value, node("Reciprocal", scale), at, output_dtype="u8", multiply=1)
+        return node("Dequantize", q, scale, at)
+
     def _dequantized(self, value: str, smooth: np.ndarray | None) -> str:
         """The value through integers, made once."""
         key = value, "" if smooth is None else smooth.tobytes().hex()[:32]
+        if key not in self.integers and self._by_rows(value):
+            self.integers[key] = self._row_integers(value, smooth)
         if key not in self.integers:
             build, t = self.build, self.calibration.tensors[value]
             found = t.range if smooth is None else _smoothed(t, smooth).range
@@ -128,6 +164,8 @@ class _Insertion:
         t = self.calibration.tensors[site.input]
         if not self.manner.smooth or site.op != "MatMul" or len(t.peaks) != len(weight) or len(t.energy) != len(weight):
             return None
+        if self._by_rows(site.input) and -t.least < _ONE_SIDED * t.most:
+            return None         # a row's scale does what smoothing would
         peaks, energy = np.maximum(np.asarray(t.peaks), 1e-5), np.asarray(t.energy)
         rows = np.maximum(np.abs(weight).max(1), 1e-5)
         best, found = _GAIN * _variance(weight, energy, t.range.scale, np.ones_like(peaks)), None
@@ -142,8 +180,8 @@ class _Insertion:
     def _correction(self, site: QuantSite, node: Node, error: np.ndarray) -> np.ndarray | None:
         """The mean of what the rounded weights add to each result channel."""
         means = np.asarray(self.calibration.tensors[site.input].means, np.float64)
-        if not self.manner.correct_bias or len(means) != site.channels:
-            return None
+        if not self.manner.correct_bias or len(means) != site.channels or self._by_rows(site.input):
+            return None         # the mean over rows of very different size is nobody's
         if site.op == "MatMul":
             return np.asarray(means @ error)
         group = weight_groups(site, error)
@@ -209,6 +247,7 @@ def _variance(weight: np.ndarray, energy: np.ndarray, step: float, smooth: np.nd
     return through + float((energy / smooth ** 2).sum()) * float(steps.sum())
 
 
+_ONE_SIDED = 0.2    # what lies below zero is less than this share of what lies above
 _GAIN = 0.8         # smoothing must take this share of the variance, or it is left out
 
 

@@ -23,7 +23,7 @@ class Observer:
         self.odd = 0                                # NaN or infinite
         self.peaks = np.zeros(channels)
         self._sums, self._squares = np.zeros(channels), np.zeros(channels)
-        self._rows = 0
+        self._rows, self._spans = 0, 0.0
 
     def update(self, array: np.ndarray) -> None:
         """Take in one batch of the tensor."""
@@ -40,6 +40,8 @@ class Observer:
         self._sums += moved.sum(0, dtype=np.float64)
         self._squares += np.einsum("ij,ij->j", moved, moved, dtype=np.float64)
         self._rows += len(moved)
+        spans = np.maximum(moved.max(1), 0).astype(np.float64) - np.minimum(moved.min(1), 0)
+        self._spans += float((spans ** 2).sum())
         self.seen += moved.size
         self.least, self.most = min(self.least, least), max(self.most, most)
         self._cover(least, most)
@@ -56,6 +58,11 @@ class Observer:
     def energy(self) -> np.ndarray:
         """The mean square per channel."""
         return self._squares / max(1, self._rows)
+
+    @property
+    def span(self) -> float:
+        """The root mean square of what the rows span (all channels at one place), zero included."""
+        return float(np.sqrt(self._spans / max(1, self._rows)))
 
     def _cover(self, least: float, most: float) -> None:
         """Widen the histogram until it holds these values."""

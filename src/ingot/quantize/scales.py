@@ -39,6 +39,7 @@ class TensorRange:
     peaks: tuple[float, ...] = ()           # largest magnitude per channel
     means: tuple[float, ...] = ()           # mean per channel
     energy: tuple[float, ...] = ()          # mean square per channel
+    span: float = 0.0                       # root mean square of what a row of channels spans; 0: not known
 
     @property
     def range(self) -> Range:
@@ -90,7 +91,7 @@ def _range(o: Observer, method: str) -> TensorRange:
     x = o.low + (o.high - o.low) / len(o.counts) * (np.arange(len(o.counts)) + 0.5)
     outside = float(o.counts[(x < found.low) | (x > found.high)].sum() / max(1, o.seen))
     return TensorRange(found.low, found.high, whole.low if o.least > 0 else o.least, o.most, o.seen, o.odd, outside,
-                       _short(o.peaks), _short(o.means), _short(o.energy))
+                       _short(o.peaks), _short(o.means), _short(o.energy), float(f"{o.span:.6g}"))
 
 
 def _short(values: np.ndarray) -> tuple[float, ...]:
