@@ -25,18 +25,20 @@ from tokenizers import Tokenizer
 
 from ingot.compiler.precision import calibrated, planned
 from ingot.compiler.running import watching
+from ingot.compiler.sensitivity import Judge, search
 from ingot.compiler.weights import products, second_moments
 from ingot.frontend import load
 from ingot.graph import Graph
 from ingot.passes import simplified
-from ingot.quantize import METHODS, Calibration
-from ingot.quantize.insert import Manner, weights_quantized
+from ingot.quantize import METHODS, Calibration, quantisable
+from ingot.quantize.insert import Manner, quantized, weights_quantized
 from ingot.quantize.weights import Groups
 from ingot.runtime.host import host_target
 from ingot.target import Target
 from ingot.tune import Tuning
 
 BATCH, LENGTH = 8, 128
+BUDGET = 0.05           # percent of 1 - cosine
 MANNERS = {"": Manner(), ", one scale for all rows": Manner(rows=0.0),
            ", one scale for all rows, no smoothing": Manner(rows=0.0, smooth=()),
            ", one scale for all rows, bias not corrected": Manner(rows=0.0, correct_bias=False)}
@@ -96,6 +98,14 @@ def untuned(_: object) -> Tuning:
     raise RuntimeError("accuracy needs no race")
 
 
+def mixed(base: Graph, target: Target, calibration: Calibration, data: list[Mapping[str, np.ndarray]]) -> Graph:
+    """The most sensitive sites in f32, found on sentences of the calibration."""
+    every = quantisable(base)
+    found = search(Judge(base, target, calibration, data[:16]), every, BUDGET)
+    print(f"{len(found.floats)} of {len(every)} sites in f32 after {found.measured} plans: {found.floats}", flush=True)
+    return quantized(base, [s for s in every if s.name not in found.floats], calibration)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="MiniLM as ONNX, with a dynamic batch")
@@ -132,6 +142,9 @@ def main() -> None:
         calibration = calibrated(graph, target, data, method=method, limit=given.calibration)
         for title, manner in MANNERS.items() if method == "mse" else [("", Manner())]:
             tell(f"int8, {method}{title}", partial(int8, calibration, manner))
+        if method == "mse":
+            name = f"int8, mse, mixed: --accuracy-budget {BUDGET}"
+            tell(name, partial(mixed, base, target, calibration, data))
     moments: dict[str, np.ndarray] = {}
     for bits, how, size in ((8, "rtn", 128), (4, "rtn", 128), (4, "mse", 128), (4, "awq", 128), (4, "gptq", 128),
                             (4, "mse", 32), (4, "awq", 32), (4, "gptq", 32)):

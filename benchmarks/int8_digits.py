@@ -157,6 +157,7 @@ def untuned(_: object) -> Tuning:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--only", nargs="*", help="networks by name; the others keep what OUT has of them")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     digits = load_digits()
@@ -178,12 +179,18 @@ def main() -> None:
                 print(rows[-1], flush=True)
 
     for name, net in networks().items():
+        if given.only and name not in given.only:
+            continue
         trained(net, torch.from_numpy(x), torch.from_numpy(y), given.epochs)
         row(name, net, {"": Manner()})
         if isinstance(net, SmallViT):
             row("small ViT with outlier channels", with_outliers(net),
                 {", no smoothing": Manner(smooth=()), ", SmoothQuant": Manner()})
     if given.out:
+        old = given.out.with_suffix(".json")
+        fresh = {r["network"] for r in rows}
+        kept = json.loads(old.read_text())["rows"] if old.exists() else []
+        rows = [r for r in kept if r["network"] not in fresh] + rows
         told = f"{target.device}, {date.today()}; {len(held)} held-out digits, calibrated on 512 training images"
         given.out.with_suffix(".json").write_text(json.dumps({"machine": told, "rows": rows}, indent=1) + "\n")
         lines = ["# Trained networks in eight bits", "",

@@ -165,11 +165,12 @@ def build(
     target: Annotated[str, typer.Option("--target", metavar="x86|cuda[:ARCH]", help=HELP["target"])] = "",
     precision: Annotated[str, typer.Option("--precision", help=HELP["precision"])] = "f16",
     calibrate: Annotated[Path | None, typer.Option(
-        "--calibrate", metavar="DATA", help="representative inputs for int8: an .npz or .npy file, or a folder of "
-        "them")] = None,
+        "--calibrate", metavar="DATA", help="representative inputs for int8: an .npz or .npy file, a folder of them or "
+        "of images (with --preprocess), or a file of text (with --tokenizer)")] = None,
     scales: Annotated[Path | None, typer.Option(
         "--scales", help="ranges found by calibration: read where no data is given, else written")] = None,
     method: Annotated[str, typer.Option("--method", help=HELP["method"])] = "mse",
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help=HELP["tokenizer"])] = None,
     group: Annotated[int, typer.Option("--group", help=HELP["group"])] = 32,
     rounding: Annotated[str, typer.Option("--rounding", help=HELP["rounding"])] = "mse",
     samples: Annotated[int, typer.Option("--samples", min=1, help=HELP["samples"])] = 512,
@@ -200,7 +201,7 @@ def build(
     options = BuildOptions(threads=threads, tune=tune, budget=budget, exact=exact, strict=strict, verify=check,
                            allow_unverified=allow_unverified, check_passes=check_passes, isa=isa, seed=seed, dump=dump,
                            target=target, precision=precision, outside=outside, candidates=candidates, points=points,
-                           method=method, group=group, rounding=rounding, samples=samples,
+                           method=method, tokenizer=tokenizer, group=group, rounding=rounding, samples=samples,
                            accuracy_budget=accuracy_budget, plan=plan)
     output = output or into or Path(model.rpartition(".py:")[0] or model).with_suffix(ENGINE_SUFFIX)
     given = [feeds_from(path) for path in inputs or []]

@@ -40,6 +40,8 @@ class BuildOptions:
                 "Of a CPU: f32 (f16 means that, too), bf16 in products and convolutions where that is faster, int8 "
                 "where that is faster, on the ranges of --calibrate or --scales, or int8-weights or int4-weights: "
                 "weights of products in groups of short integers, the rest f32"})
+    tokenizer: Path | None = field(default=None, metadata={
+        "help": "the tokenizer.json of the model, where --calibrate names a file of text: a sample a line"})
     group: int = field(default=32, metadata={
         "help": "rows of a weight's depth that share a scale, for int4-weights and int8-weights: 32, 64 or 128"})
     rounding: str = field(default="mse", metadata={

@@ -106,7 +106,7 @@ def lowered_precision(graph: Graph, target: Target, options: BuildOptions, given
     if isinstance(given, Calibration):
         calibration = given
     else:
-        data = as_batches(given, graph, options.samples)
+        data = as_batches(given, graph, options.samples, options.tokenizer)
         calibration = calibrated(graph, target, data, method=options.method, limit=options.samples)
     for alarm in calibration.alarms:
         _LOG.warning("%s", alarm)
@@ -137,9 +137,12 @@ def lowered_precision(graph: Graph, target: Target, options: BuildOptions, given
 def _weights_plan(graph: Graph, target: Target, options: BuildOptions, given: Any, tuner: Tuner) -> Plan:
     """Weights of products in groups, everywhere: chosen for memory and for few rows, so both times are told."""
     base = simplified(graph, target)
-    data = None if given is None or isinstance(given, Calibration) else as_batches(given, graph, options.samples)
-    calibration = given if isinstance(given, Calibration) else \
-        calibrated(graph, target, data, method=options.method, limit=options.samples) if data else None
+    data = None
+    if given is not None and not isinstance(given, Calibration):
+        data = as_batches(given, graph, options.samples, options.tokenizer)
+    calibration = given if isinstance(given, Calibration) else None
+    if data:
+        calibration = calibrated(graph, target, data, method=options.method, limit=options.samples)
     made, sites = weights_only(base, target, options, calibration, data)
     if not sites:
         return Plan(graph, calibration, notes=("the model has no product by a constant matrix: nothing was changed",))

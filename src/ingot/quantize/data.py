@@ -9,29 +9,54 @@ import numpy as np
 
 from ingot.errors import InputError
 from ingot.graph import Graph, evaluate
+from ingot.quantize.sources import IMAGES, TEXTS, images_of, texts_of
 
 Feeds = Mapping[str, np.ndarray]
 
 
-def batches(data: Any, graph: Graph) -> Iterator[Feeds]:
-    """Feeds for a graph from a path (.npz, .npy, a folder of them) or an iterable of mappings, tuples or arrays.
+def batches(data: Any, graph: Graph, tokenizer: Path | None = None) -> Iterator[Feeds]:
+    """Feeds for a graph from a path (.npz, .npy, a folder of them or of images, a file of text beside a tokenizer's) or
+    an iterable of mappings, tuples or arrays.
 
     Arrays with a first axis longer than the model's batch are cut into batches. Raises InputError for what is none of
     these, or does not fit the model's inputs.
     """
-    found = _from_path(Path(data), graph) if isinstance(data, (str, Path)) else (_named(x, graph) for x in data)
+    found = (_from_path(Path(data), graph, tokenizer) if isinstance(data, (str, Path))
+             else (_named(x, graph) for x in data))
+    if isinstance(data, (str, Path)) and (_images(Path(data)) or Path(data).suffix in TEXTS):
+        found = _together(found, graph)
     for feeds in found:
         yield from _cut(feeds, graph)
 
 
-def _from_path(path: Path, graph: Graph) -> Iterator[Feeds]:
-    if path.is_dir():
+def _images(path: Path) -> bool:
+    return path.is_dir() and any(p.suffix.lower() in IMAGES for p in path.iterdir())
+
+
+def _together(single: Iterator[Feeds], graph: Graph) -> Iterator[Feeds]:
+    """Samples that come one by one, in batches of the size the model is tuned for."""
+    batch, held = _batch(graph)[0] or 1, list[Feeds]()
+    for feeds in single:
+        held.append(feeds)
+        if len(held) == batch:
+            yield {n: np.concatenate([f[n] for f in held]) for n in held[0]}
+            held = []
+    if held:
+        yield {n: np.concatenate([f[n] for f in held]) for n in held[0]}
+
+
+def _from_path(path: Path, graph: Graph, tokenizer: Path | None) -> Iterator[Feeds]:
+    if _images(path):
+        yield from images_of(path, graph)
+    elif path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in (".npz", ".npy"))
         if not files:
             raise InputError(f"{path} holds no .npz and no .npy files", where="--calibrate",
-                             mend="write arrays with numpy.savez, one name per input")
+                             mend="write arrays with numpy.savez, one name per input; images are found by their suffix")
         for file in files:
-            yield from _from_path(file, graph)
+            yield from _from_path(file, graph, tokenizer)
+    elif path.suffix in TEXTS:
+        yield from texts_of(path, tokenizer, graph)
     elif path.suffix == ".npy":
         yield _named(_read(path), graph)
     elif path.suffix == ".npz":
@@ -39,7 +64,8 @@ def _from_path(path: Path, graph: Graph) -> Iterator[Feeds]:
             yield _named({name: file[name] for name in file.files}, graph)
     else:
         raise InputError(f"cannot calibrate on {path}", where="--calibrate",
-                         mend="give an .npz file with one array per input, an .npy file, or a folder of them")
+                         mend="give an .npz file with one array per input, an .npy file, a folder of them or of "
+                              "images, or text with --tokenizer")
 
 
 def _read(path: Path) -> Any:
@@ -94,11 +120,12 @@ def _batch(graph: Graph) -> tuple[int | None, bool]:
     return size, isinstance(first[0], int)
 
 
-def as_batches(data: Iterable[Feeds] | str | Path, graph: Graph, limit: int) -> list[Feeds]:
+def as_batches(data: Iterable[Feeds] | str | Path, graph: Graph, limit: int, tokenizer: Path | None = None
+               ) -> list[Feeds]:
     """The first batches that hold `limit` samples, kept in memory: what a search runs over and over."""
     found: list[Feeds] = []
     samples = 0
-    for feeds in batches(data, graph):
+    for feeds in batches(data, graph, tokenizer):
         found.append(feeds)
         samples += max((len(a) for a in feeds.values() if np.ndim(a)), default=1)
         if samples >= limit:

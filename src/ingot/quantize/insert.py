@@ -24,9 +24,9 @@ class Manner:
 
     smooth: tuple[float, ...] = (0.3, 0.5, 0.7)     # SmoothQuant's alphas to try for products (Xiao et al. 2023)
     correct_bias: bool = True   # add back the mean error of rounded weights (Nagel et al. 2019)
-    clip_weights: bool = False  # weights' ranges of least squared error
+    clip_weights: bool = True   # weights' ranges of least squared error
     residuals: bool = True      # additions in networks of images read the integers, too
-    rows: float = 0.8           # products scale each row by itself where rows span less than this share of the range
+    rows: float = 0.9           # products scale each row by itself where rows span less than this share of the range
 
 
 def quantized(graph: Graph, sites: Collection[QuantSite], calibration: Calibration,
