@@ -72,10 +72,12 @@ class _Insertion:
 
     def _by_rows(self, value: str) -> bool:
         """Whether each row of a value gets a scale of its own, found while the engine runs: rows differ so much that
-        one scale for all would be too coarse for most, or cut off some. Zeros for all rows stay where they are."""
+        one scale for all would be too coarse for most, or cut off some. For rows of sequences: a head that reads one
+        row for each item would pay for it, and gain little."""
         t = self.calibration.tensors[value]
         whole = max(t.most, 0.0) - min(t.least, 0.0)
-        products = all(s.op == "MatMul" for s in self.sites.values() if s.input == value)
+        sequences = self.source.types[value].rank > 2
+        products = sequences and all(s.op == "MatMul" for s in self.sites.values() if s.input == value)
         return products and 0.0 < t.span < self.manner.rows * whole
 
     def _row_integers(self, value: str, smooth: np.ndarray | None) -> str:
