@@ -85,6 +85,20 @@ def test_constants_are_folded_unless_they_grow():
                        "y": "'x' is not a constant"}
 
 
+def test_weights_are_folded_even_if_they_grow():
+    """As exporters of models without their weights write them: a product packs them at build time."""
+    graph = graph_of("""
+        input x: f32[4,600]
+        const one: f32[1,1,1] = 1.0
+        many = Expand(one) {'shape': (1, 600, 600)}
+        w = Reshape(many) {'shape': (600, 600)}
+        y = MatMul(x, w)
+        z = Add(y, x)
+        return z""")
+    folded = fold_constants(graph)
+    assert lines_of(folded) == ["y = MatMul(x, w)", "z = Add(y, x)", "return z"] and folded.constants["w"].all()
+
+
 def test_equal_work_and_equal_constants_are_kept_once():
     graph = graph_of("""
         input x: f32[4]

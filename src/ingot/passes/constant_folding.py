@@ -15,6 +15,8 @@ from ingot.passes.graph_pass import graph_pass
 from ingot.target import Target
 
 GROWTH = 256 << 10      # bytes a result may have beyond its inputs: an Expand or Tile is cheaper to redo than to keep
+WEIGHTS = 1 << 30       # bytes of weights that may be made so: a product or convolution packs them at build time
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
                     "Multinomial", "Dropout"})
 
@@ -38,7 +40,18 @@ def _keeps(node: Node, graph: Graph, constants: Mapping[str, np.ndarray]) -> str
         return f"its result {unknown} has a symbolic shape"
     given = sum(constants[i].nbytes for i in node.inputs if i)
     made = sum(t.nbytes for t in types if isinstance(t.nbytes, int))
-    return f"its result takes {made - given} bytes more than its inputs" if made > given + GROWTH else None
+    if made <= given + GROWTH:
+        return None
+    if _weighs(graph, node) and made + sum(a.nbytes for a in constants.values()) <= WEIGHTS:
+        return None
+    return f"its result takes {made - given} bytes more than its inputs"
+
+
+def _weighs(graph: Graph, node: Node) -> bool:
+    """Whether the result is the weight of a product or convolution, straight or through views and transposes."""
+    readers = [(r, o) for o in node.outputs for r in graph.readers.get(o, ())]
+    return any((r.op in _PRODUCTS and o in r.inputs[1:2]) or
+               (r.op in ("Reshape", "Transpose") and _weighs(graph, r)) for r, o in readers)
 
 
 def why_not(graph: Graph, node: Node) -> str | None:
@@ -48,7 +61,7 @@ def why_not(graph: Graph, node: Node) -> str | None:
 
 @graph_pass(why_not=why_not)
 def fold_constants(graph: Graph, target: Target) -> Graph:
-    """Compute nodes whose inputs are all constant, unless the result is much larger than they are."""
+    """Compute nodes whose inputs are all constant, unless the result is much larger than they are and no weight."""
     constants, types, nodes = dict(graph.constants), dict(graph.types), []
     for node in graph.nodes:
         if _keeps(node, graph, constants):
