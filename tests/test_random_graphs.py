@@ -95,6 +95,16 @@ FOUND: Mapping[str, str] = {
         c = Conv(a, x1) {'group': 1, 'pads': (1, 1, 1, 1), 'strides': (2, 1)}
         return b, c
     """,
+    "a pooling of a batch of none": """
+        symbol N: 1..2..5
+        symbol M: 1..3..4
+        input x0: f32[1,4,6,6]
+        a = Slice(x0) {'axes': (0,), 'ends': (-1,), 'starts': (0,), 'steps': (1,)}
+        b = MaxPool(a) {'ceil_mode': 0, 'kernel_shape': (3, 3), 'pads': (0, 0, 0, 0), 'strides': (1, 1)}
+        c = AveragePool(a) {'ceil_mode': 0, 'kernel_shape': (2, 2), 'pads': (1, 1, 1, 1), 'strides': (2, 2)}
+        d = GlobalAveragePool(a)
+        return b, c, d
+    """,
     "the reference sums squares of narrow integers in wide ones": """
         symbol N: 1..2..5
         symbol M: 1..3..4

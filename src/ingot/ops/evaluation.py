@@ -156,7 +156,7 @@ def _pooled(name: str, x: np.ndarray, attrs: Attrs, fill: float) -> tuple[np.nda
                                                      axis=tuple(range(2, x.ndim)))
     views = views[(slice(None), slice(None), *(slice(0, sizes[i] * w.strides[i], w.strides[i]) for i in range(rank)),
                    *(slice(None, None, d) for d in w.dilations))]
-    return views.reshape(*views.shape[:x.ndim], -1), w, sizes
+    return views.reshape(*views.shape[:x.ndim], math.prod(views.shape[x.ndim:])), w, sizes
 
 
 def max_pool(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
@@ -217,6 +217,14 @@ def flatten(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
 
 
 _PART = 1 << 17             # elements: a few arrays of so many lie in a core's second-level cache
+def global_average_pool(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
+    """GlobalAveragePool of a batch of none, for which onnx.reference divides by zero."""
+    x = arrays[0]
+    if x is None or x.shape[0]:
+        return None
+    return [np.zeros((*x.shape[:2], *(1,) * (x.ndim - 2)), x.dtype)]
+
+
 _STEP = 1 / 1024
 _GRID = np.arange(6145) * _STEP
 _ERF = np.array([math.erf(v) for v in _GRID])
@@ -338,7 +346,7 @@ def conv_integer(arrays: Arrays, attrs: Attrs) -> list[np.ndarray] | None:
 OWN: Mapping[str, Callable[[Arrays, Attrs], list[np.ndarray] | None]] = {
     "AveragePool": average_pool, "Conv": conv, "ConvInteger": conv_integer, "ConvTranspose": conv_transpose, "Erf": erf,
     "Flatten": flatten, "GatherElements": gather_elements, "Gelu": gelu,
-    "GlobalLpPool": global_lp_pool, "GlobalMaxPool": global_max_pool,
+    "GlobalAveragePool": global_average_pool, "GlobalLpPool": global_lp_pool, "GlobalMaxPool": global_max_pool,
     "LRN": lrn, "LpNormalization": lp_normalization, "LpPool": lp_pool, "MatMulInteger": matmul_integer,
     "MaxPool": max_pool, "Mean": mean, "Pad": pad,
     "Resize": resize, "Softsign": softsign,
