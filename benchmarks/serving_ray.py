@@ -68,7 +68,7 @@ def main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, logging_level="error")
-    report: dict[str, Any] = {"nodes": len(ray.nodes())}
+    report: dict[str, Any] = {"engine": told.engine.name, "nodes": len(ray.nodes())}
     for count in (1, 2):
         handle = serve.run(deployment(told.engine.resolve(), name="engine", threads=1, replicas=(count, count)),
                            name="engine", route_prefix="/engine")

@@ -42,5 +42,5 @@ def bentoml(port: int) -> None:
 
 
 if __name__ == "__main__":
-    os.environ |= dict(zip(("ENGINE", "THREADS", "BATCH", "DELAY", "GOAL"), [*sys.argv[3:], "100"], strict=True))
+    os.environ |= dict(zip(("ENGINE", "THREADS", "BATCH", "DELAY", "GOAL"), [*sys.argv[3:], "1000"], strict=True))
     {"mlserver": mlserver, "litserve": litserve, "bentoml": bentoml}[sys.argv[1]](int(sys.argv[2]))
