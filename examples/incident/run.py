@@ -31,11 +31,11 @@ from ingot.bench import measure
 from ingot.runtime.host import host_target
 from ingot.serve.load import Loader, request_bytes
 
-SIDE, CHANNELS, LAYERS = 112, 64, 16
+SIDE, CHANNELS, LAYERS = 112, 64, 4
 
 
 def network() -> bytes:
-    """Frames of bytes [N, 3, 112, 112] to ten scores: sixteen 3x3 convolutions, then the mean."""
+    """Frames of bytes [N, 3, 112, 112] to ten scores: four 3x3 convolutions, then the mean."""
     random = np.random.default_rng(0)
     nodes = [helper.make_node("Cast", ["frame"], ["v0"], to=TensorProto.FLOAT)]
     weights = []
