@@ -77,11 +77,11 @@ _ATTENTION = """
 NETWORKS = {"cuda.conv_depthwise": _CONV, "cuda.conv_tma": _CONV, "cuda.conv_stem": _CONV, "cuda.conv": _CONV,
             "cuda.matmul_tma": _PRODUCT, "cuda.matmul": _PRODUCT, "cuda.attention": _ATTENTION}
 SAMPLED = {"cuda.normalize": ("Softmax", "LayerNormalization"), "cuda.reduce": ("ReduceMean",),
-           "cuda.pointwise": ("Tanh",), "cuda.copy": ("Transpose",), "cuda.pool": ("MaxPool",),
+           "cuda.pointwise": ("Tanh",), "cuda.copy": ("Transpose",), "cuda.pool": ("AveragePool", "MaxPool"),
            "cuda.resample": ("Resize",), "cuda.pad": ("Pad",), "cuda.gather": ("Gather",), "cuda.one_hot": ("OneHot",),
            "cuda.fill": ("EyeLike", "Range"), "cuda.running": ("CumSum",), "cuda.topk": ("TopK",),
            "cuda.scatter": ("ScatterElements", "ScatterND")}
-_MOST = 4           # samples of an op that are tried
+_MOST = 16          # samples of an op that are tried
 
 
 def samples(tactic: str) -> Iterator[tuple[str, Graph]]:
@@ -181,6 +181,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="compute-sanitizer over one engine per GPU tactic.")
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--build", type=Path, default=None)
+    parser.add_argument("--only", default="", help="build for these tactics alone")
     parser.add_argument("--run", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--jobs", type=int, default=6)
     parser.add_argument("--limit", type=int, default=120, help="seconds for one engine under one tool")
@@ -191,7 +192,7 @@ def main() -> int:
         return run_one(given.run)
     if given.build:
         given.build.mkdir(parents=True, exist_ok=True)
-        for tactic in TACTICS["cuda"]:
+        for tactic in (t for t in TACTICS["cuda"] if not given.only or t.name in given.only.split(",")):
             print(tactic.name, built(tactic, given.build), flush=True)
         return 0
     files = sorted(given.folder.glob("*.ingot"))
