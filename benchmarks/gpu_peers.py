@@ -19,6 +19,7 @@ import argparse
 import gc
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -392,8 +393,9 @@ def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if key not in cells or len(cell["median"]) >= len(cells[key]["median"]):
             cells[key] = cell
     order = sorted(cells, key=lambda k: (k[1], MODELS.index(k[0]) if k[0] in MODELS else len(MODELS)))
-    dates = sorted({p["date"] for p in parts})
-    date = dates[0] if len(dates) == 1 else f"{len(parts)} runs from {dates[0]} to {dates[-1]}"
+    dates = sorted({d for p in parts for d in re.findall(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", p["date"])})
+    dates = dates or [parts[0]["date"]]
+    date = dates[0] if len(dates) == 1 else f"{len(parts)} runs, {dates[0]} to {dates[-1]}"
     return {**parts[0], "date": date, "cells": [cells[k] for k in order],
             "code": ", ".join(dict.fromkeys(p["code"] for p in parts if p.get("code"))),
             "failed": [f for p in parts for f in p["failed"]]}
