@@ -19,6 +19,8 @@ from ingot.frontend import source_from
 from ingot.verify import accept
 from tests.corpus.cases import CASES, Case
 
+ROOT = f"{Path(__file__).parents[1]}/"
+
 
 def ending(case: Case) -> dict[str, object]:
     """One case: the export that was taken and the alarms, or the first line of the error."""
@@ -29,7 +31,7 @@ def ending(case: Case) -> dict[str, object]:
             return {**row, "ending": "no source"}
         taken = accept(source)
     except IngotError as error:
-        return {**row, "ending": "refused", "why": error.what, "where": error.where}
+        return {**row, "ending": "refused", "why": error.what, "where": error.where.replace(ROOT, "")}
     alarms = sorted({a.kind for a in taken.alarms})
     return {**row, "ending": "right", "export": taken.export, "alarms": alarms,
             "not taken": [str(a)[:300] for a in taken.attempts if not a.passed]}
