@@ -38,6 +38,20 @@ GPU_RESULT, GPU_PAGE = RESULT.with_name("conformance-gpu.json"), PAGE.with_name(
 _MOST = 5           # reasons shown per op
 
 
+# Every case that does not pass on a CPU, and why. Whatever else fails is a defect; what passes does not belong here.
+KNOWN = {
+    r"test_bernoulli": "the expected numbers were drawn by chance, and no seed gives them",
+    r"test_gradient_of": "Gradient asks for derivatives of the graph; neither Ingot nor the reference has them",
+    r"test_loop16_seq_none": ("the suite's comparison takes the length of every item of a sequence, and the first is a "
+                              "scalar, which has none: no answer can pass"),
+}
+
+
+def known(name: str) -> str:
+    """Why a case is among those that do not pass; empty for any other."""
+    return next((why for pattern, why in KNOWN.items() if re.match(pattern, name)), "")
+
+
 @dataclass(frozen=True)
 class Case:
     """What became of one case of the suite."""
@@ -229,7 +243,8 @@ def page(result: Mapping[str, Any]) -> str:
     failed = [c for c in cases if not c["passed"]]
     lines += ["", "## Failures", ""]
     if failed:
-        lines += ["| case | why |", "|---|---|", *(f"| {c['name']} | {_escaped(c['why'])} |" for c in failed)]
+        lines += ["| case | cause | what was told |", "|---|---|---|",
+                  *(f"| {c['name']} | {known(c['name'])} | {_escaped(c['why'])} |" for c in failed)]
     else:
         lines.append("None.")
     slow = Counter(o for c in cases if c["passed"] for o in c["reference"])
