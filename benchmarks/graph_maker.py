@@ -487,7 +487,7 @@ class Maker:
             size = draw.choice((1, 2, 3))
             pads = (draw.choice((0, size // 2)),) * 4
             stride = draw.choice((1, 1, 2))
-            groups = channels if draw.random() < 0.3 else 1
+            groups = channels if draw.random() < 0.3 and channels else 1
             outputs = groups if groups > 1 else draw.choice((3, 8, 17))
             w, other = self.constant((outputs, channels // groups, size, size), "f32", exact=draw.random() < 0.6)
             bound = k.bound * other.bound

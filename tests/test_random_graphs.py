@@ -224,6 +224,11 @@ def test_no_graph_counts_twice() -> None:
         merged(both, result(25, 40))
 
 
+def test_an_image_without_channels_has_no_groups() -> None:
+    """The maker of graphs once divided its no channels among as many groups."""
+    assert made(1008663).graph.nodes
+
+
 def test_graphs_are_the_same_every_time_and_differ() -> None:
     assert show(made(3).graph) == show(made(3).graph)
     assert len({show(made(n).graph) for n in range(60)}) > 50
