@@ -75,9 +75,9 @@ def cli_page() -> str:
 
 
 def figures() -> str:
-    """README's table: each model at each batch, from every measurement kept in benchmarks/results."""
+    """README's table: each model at each batch, from the measurements of whole machines in benchmarks/results."""
     lines = []
-    for file in sorted((REPOSITORY / "benchmarks" / "results").glob("*.json")):
+    for file in sorted((REPOSITORY / "benchmarks" / "results").glob("*-cores.json")):
         report = json.loads(file.read_text())
         if "rows" not in report or "versions" not in report:
             continue

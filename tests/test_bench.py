@@ -82,7 +82,8 @@ def test_what_disturbs_a_whole_turn_does_not_move_the_ratio():
 
 
 def test_who_computes_something_else_wins_no_row():
-    rows = [{"model": "m", "batch": 1, "runtime": name, "median": t, "peak_share": 0.5, "counts": counts, **(
+    rows = [{"model": "m", "batch": 1, "runtime": name, "median": t, "p90": t, "p99": t, "peak_share": 0.5,
+             "counts": counts, **(
         {"ratio": t, "ratio_low": t, "ratio_high": t} if name != "ingot" else {})}
         for name, t, counts in (("ingot", 1.0, True), ("a", 0.5, False), ("b", 1.5, True), ("c bf16", 0.2, True))]
     assert best_ratios(rows, "f32") == {("m", 1): ("b", 1.5)}

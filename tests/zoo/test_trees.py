@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.cpu, pytest.mark.filterwarnings("ignore")]
 def test_an_estimator_is_built_verified_and_run(estimator, tmp_path: Path) -> None:
     fitted = estimator.fitted()
     path = estimator.export(tmp_path / "e.onnx", fitted)
-    engine = ingot.build(path, {"x": "rows=1..8..64x6"}, ingot.BuildOptions(tune=False))
+    engine = ingot.build(path, {"X": "rows=1..8..64x6"}, ingot.BuildOptions(tune=False))
     assert engine.verdict["passed"]
     session = ingot.Session(engine)
     for rows in (8, 33):
