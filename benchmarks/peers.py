@@ -146,6 +146,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = Path(arguments.folder)
     arguments.engines = arguments.engines or str(folder)
+    Path(arguments.engines).mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     if not _has_bf16():
         arguments.runtimes = [r for r in arguments.runtimes if precision_of(r) != "bf16"]
