@@ -1,11 +1,13 @@
 """The emitter: what it makes is compiled, run, and compared with Python's own arithmetic."""
+import ctypes
+
 import numpy as np
 import pytest
 
 from ingot.graph import F32, I64, Symbol, TensorType, symbol
 from ingot.kernels import Kernel, Operand, Site, Step
 from ingot.kernels.codegen import ISAS, Code, target_for
-from ingot.runtime.compiler import assembly
+from ingot.runtime.compiler import assembly, code_tag, compile_code, load_objects
 from ingot.runtime.harness import run_kernel
 from ingot.runtime.host import host_target
 
@@ -70,3 +72,34 @@ def test_float_literals_are_exact() -> None:
     for number in (0.1, 1e-45, 3.4e38, float("inf"), -0.0):
         bits = int(code.constant(number).text, 16)
         assert np.float64(np.float32(number)).view(np.uint64) == bits
+
+
+_CALLS = """
+define void @calls(ptr %x) {
+  %v = load float, ptr %x
+  %r = frem float %v, 3.0
+  store float %r, ptr %x
+  ret void
+}
+"""
+_READS = """
+define void @reads(ptr %x) {
+  %v = load <8 x float>, ptr %x, align 4
+  %r = fmul <8 x float> %v, <float 1.0, float 2.0, float 3.0, float 4.0, float 5.0, float 6.0, float 7.0, float 8.0>
+  store <8 x float> %r, ptr %x, align 4
+  ret void
+}
+"""
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_what_calls_c_leaves_the_constants_of_what_is_loaded_beside_it(isa: str) -> None:
+    """Code that looks up fmodf once gave its table to the code after it, which read its constants from anywhere."""
+    target = host_target(1, isa)
+    codes = {code_tag(text): compile_code(text, target, tag=code_tag(text)) for text in (_CALLS, _READS)}
+    libraries = load_objects(codes, target)
+    for name, text, wanted in (("reads", _READS, np.arange(1.0, 9) * 7), ("calls", _CALLS, [1.0, *[7.0] * 7])):
+        x = np.full(8, 7, np.float32)
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(libraries[code_tag(text)].address(name))(x.ctypes.data)
+        np.testing.assert_array_equal(x, wanted)

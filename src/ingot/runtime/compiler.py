@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import struct
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import llvmlite.binding as llvm
+import numpy as np
 
 from ingot.errors import CandidateError
 from ingot.kernels import Kernel
@@ -85,6 +87,10 @@ def _private(folder: Path) -> bool:
     return found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077
 
 
+# relocations that want an entry of the global offset table: x86-64's GOT32, GOTPCREL, GOT64, GOTPCREL64, GOTPLT64,
+# GOTPCRELX and REX_GOTPCRELX; AArch64's ADR_GOT_PAGE and LD64_GOT_LO12_NC
+_RELA = 4
+_TABLE_ENTRIES = (3, 9, 27, 28, 30, 41, 42, 311, 312)
 _PASSES = "sroa simplify-cfg"      # enters the key of compiled code
 
 
@@ -200,19 +206,36 @@ class Library:
         return found
 
 
+def _looks_up(code: bytes) -> bool:
+    """Whether an object (ELF, 64 bits) finds anything through a global offset table, as it does C's fmodf."""
+    start, size, count = (struct.unpack_from(form, code, at)[0] for form, at in (("<Q", 40), ("<H", 58), ("<H", 60)))
+    for at in range(start, start + size * count, size):
+        offset, length = struct.unpack_from("<QQ", code, at + 24)
+        if struct.unpack_from("<I", code, at + 4)[0] == _RELA:
+            entries = np.frombuffer(code, "<u8", length // 8, offset).reshape(-1, 3)[:, 1]      # offset, type, addend
+            if np.isin(entries & 0xFFFFFFFF, _TABLE_ENTRIES).any():
+                return True
+    return False
+
+
 def load_objects(codes: Mapping[str, bytes], target: Target) -> dict[str, Library]:
     """Load object files, by the tag of their names, into this process: together, as each alone takes as long as all.
 
-    Raises CandidateError where they cannot be linked.
+    One that has a global offset table is loaded alone: LLVM (22, RuntimeDyld) takes its table for that of an object
+    which comes after it, whose constants are then read from anywhere. Raises CandidateError where one cannot be linked.
     """
+    alone = [tag for tag, code in codes.items() if _looks_up(code)]
+    libraries: dict[str, Library] = {}
     try:
-        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(target))
-        for code in codes.values():
-            engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-        engine.finalize_object()
+        for tags in ([t for t in codes if t not in alone], *([t] for t in alone)):
+            engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(target))
+            for tag in tags:
+                engine.add_object_file(llvm.ObjectFileRef.from_data(codes[tag]))
+            engine.finalize_object()
+            libraries |= {tag: Library(engine, tag) for tag in tags}
     except RuntimeError as error:
         raise CandidateError("the compiled code cannot be loaded", why=(str(error).strip(),)) from None
-    return {tag: Library(engine, tag) for tag in codes}
+    return libraries
 
 
 def load_object(code: bytes, target: Target) -> Library:
