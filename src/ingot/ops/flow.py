@@ -207,6 +207,7 @@ def evaluator(call: Call, there: Sequence[bool]) -> Any:
     """onnx.reference for the node of a call; `there` says which inputs are given. Raises UnsupportedError."""
     try:
         return ReferenceEvaluator(_alone(call, there))
+    # its constructor runs the op's own code on what the file says, and lets through whatever that raises
     except (NotImplementedError, onnx.defs.SchemaError, TypeError, RuntimeError, ValueError, LookupError,
             AttributeError) as error:
         raise UnsupportedError(f"onnx.reference has no {call.op}", where=call.node.where,

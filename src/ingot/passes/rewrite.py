@@ -18,7 +18,7 @@ from types import MappingProxyType
 import numpy as np
 
 from ingot.errors import InternalError
-from ingot.graph import Dim, Graph, Node, TensorType, type_of
+from ingot.graph import F32, Dim, Graph, Node, TensorType, type_of
 from ingot.ops import OPS, infer
 
 _MADE = re.compile(r"(\.[a-z0-9]+\.\d+)+$")       # what `add` appends to the name of the value it stands for
@@ -486,3 +486,15 @@ def _stand_in(state: State, old: str, new: str, kept: list[Node], made: list[Nod
             if state.alive(node) or node is maker:
                 state.enter(kept[i])
     made[:] = [replace(n, inputs=tuple(old if v == new else v for v in n.inputs)) for n in made]
+
+
+def unweighted(graph: Graph, node: Node) -> str | None:
+    """Why a node is no f32 product by a constant matrix and no f32 convolution by constants, None if it is one."""
+    if node.op not in ("MatMul", "Conv"):
+        return f"it is {node.op}, not MatMul or Conv"
+    x, weight = graph.types[node.inputs[0]], graph.constants.get(node.inputs[1])
+    if weight is None or node.inputs[0] in graph.constants:
+        return "its weight is not a constant"
+    if x.dtype != F32:
+        return f"its input is {x.dtype}"
+    return "its weight is no matrix" if node.op == "MatMul" and (weight.ndim != 2 or x.rank < 2) else None

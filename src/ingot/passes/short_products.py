@@ -18,7 +18,7 @@ from ingot.graph import BF16, F32, Graph, GraphBuilder, Node
 from ingot.ops import infer
 from ingot.passes.dead_code import remove_dead_code
 from ingot.passes.layout import WORD, block_of, unfit
-from ingot.passes.rewrite import attribute
+from ingot.passes.rewrite import attribute, unweighted
 from ingot.target import Target
 
 SHORT_OPS = {"MatMul": "ShortMatMul", "Conv": "ShortConv"}
@@ -38,16 +38,10 @@ class ShortSite:
 
 def why_long(graph: Graph, node: Node, target: Target) -> str | None:
     """Why a node cannot read bf16, None if it can."""
-    if node.op not in SHORT_OPS:
-        return f"it is {node.op}, not MatMul or Conv"
-    x, weight = graph.types[node.inputs[0]], graph.constants.get(node.inputs[1])
-    if weight is None or node.inputs[0] in graph.constants:
-        return "its weight is not a constant"
-    if x.dtype != F32:
-        return f"its input is {x.dtype}"
+    if why := unweighted(graph, node):
+        return why
+    weight = graph.constants[node.inputs[1]]
     if node.op == "MatMul":
-        if weight.ndim != 2 or x.rank < 2:
-            return "its weight is no matrix"
         return None if weight.shape[0] >= DEPTH and weight.shape[1] >= COLUMNS else "it is too small"
     if why := unfit(graph, node, block_of(target)):
         return why

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ingot.graph import F32, Graph, Node
-from ingot.passes.rewrite import attribute
+from ingot.graph import Graph, Node
+from ingot.passes.rewrite import attribute, unweighted
 
 DEPTH = 16          # a shorter sum does not pay for its conversions
 COLUMNS = 8
@@ -26,16 +26,10 @@ class QuantSite:
 
 def unfit(graph: Graph, node: Node) -> str | None:
     """Why a node is no site, None if it is one."""
-    if node.op not in ("MatMul", "Conv"):
-        return f"it is {node.op}, not MatMul or Conv"
-    x, weight = graph.types[node.inputs[0]], graph.constants.get(node.inputs[1])
-    if weight is None or node.inputs[0] in graph.constants:
-        return "its weight is not a constant"
-    if x.dtype != F32:
-        return f"its input is {x.dtype}"
+    if why := unweighted(graph, node):
+        return why
+    x, weight = graph.types[node.inputs[0]], graph.constants[node.inputs[1]]
     if node.op == "MatMul":
-        if weight.ndim != 2 or x.rank < 2:
-            return "its weight is no matrix"
         return None if weight.shape[0] >= DEPTH and weight.shape[1] >= COLUMNS else "it is too small"
     if x.rank != 4 or not isinstance(x.shape[1], int):
         return "it is no convolution of images"
