@@ -13,6 +13,7 @@ from ingot.serve.batch import Batch, CostPolicy, Limits, PlainPolicy, Wait
 from ingot.serve.config import config_from, read_config
 from ingot.serve.cost import CostCurve, grid, measured
 from ingot.serve.options import milliseconds
+from ingot.serve.simulate import Offered, simulate
 from ingot.serve.tensor import Request
 from tests.serve_running import add_model, serving
 
@@ -77,6 +78,26 @@ def test_a_batch_keeps_within_the_goal_of_its_most_urgent():
     choice = CostPolicy(LIMITS, AMORTISED, goal=0.025).decide(queue, 0.005, 0.0)
     assert AMORTISED.seconds(choice.rows) <= 0.0151
     assert len(choice.requests) >= 1
+
+
+def test_what_is_late_already_does_not_make_others_late():
+    """Two that missed the goal wait behind one that can be in time; alone they run; for ever they do not wait."""
+    queue = [request(arrived=0.0), request(arrived=0.01), request(arrived=0.13)]
+    policy = CostPolicy(LIMITS, LINEAR, goal=0.1)
+    assert policy.decide(queue, 0.14, 0.0).requests == (queue[2],)
+    assert policy.decide(queue[:2], 0.14, 0.0).requests == (queue[0],)
+    assert policy.decide(queue[:2] + [request(arrived=1.4)], 1.41, 0.0).requests == (queue[0],)
+    urgent = request(arrived=0.0, priority=-1)
+    assert policy.decide([urgent, *queue], 0.14, 0.0).requests == (urgent,)
+    assert CostPolicy(LIMITS, LINEAR).decide(queue, 0.14, 0.0).requests == (queue[0],)      # no goal: in their order
+
+
+def test_behind_a_burst_more_are_in_time_than_first_come_first_served():
+    traffic = [Offered(0.0)] * 30 + [Offered(0.05 + 0.012 * i) for i in range(300)]
+    goal = 0.1
+    late = {name: sum(t > goal for t in simulate(traffic, policy, LINEAR).latencies)
+            for name, policy in (("cost", CostPolicy(LIMITS, LINEAR, goal)), ("plain", PlainPolicy(LIMITS, 1)))}
+    assert late["cost"] < 30 < 100 < late["plain"]
 
 
 def test_ragged_requests_are_cut_by_length():

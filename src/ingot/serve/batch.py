@@ -2,7 +2,11 @@
 
 By cost: the queue is cut into batches of the least total time (dynamic programming over lengths in rising order),
 padding counted, so that no batch is slower per item than the two it could be cut into. It waits for one more request
-only while the time that takes lowers the expected time per item, and only inside the latency goal.
+only while the time that takes lowers the expected time per item, and only inside the latency goal. With a goal, a
+request that has missed it already does not make those behind it late, too: it runs when nobody who can still be
+answered in time is there, or when it has waited for many times the goal. First come, first served would turn one burst
+into a whole queue of late answers; this way only as many are late as the burst had too many (jobs of one length, those
+that cannot be in time put last: Moore, 1968).
 Plainly: up to `max_batch` rows, or a preferred number of them, or whatever there is after `max_delay`.
 """
 from __future__ import annotations
@@ -19,6 +23,8 @@ WINDOW = 64             # requests of the queue that are looked at
 NOISE = 20e-6           # seconds below which two measured times are the same
 WORTH = 1.03            # a batch must save this much, for all of it is answered only when its last is done
 HEADROOM = 0.8          # part of the latency goal that planning may use up
+REACH = 0.95            # part of it within which a request must be done to count as one that can be in time
+PATIENCE = 10.0         # times the goal after which a request is first again, however late it is
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,11 @@ class Limits:
         if not self.lengths:
             return length
         return self.lengths[min(bisect_left(self.lengths, length), len(self.lengths) - 1)]
+
+
+def urgency(request: Request) -> tuple[int, float]:
+    """What a queue is ordered by."""
+    return request.priority, request.arrived
 
 
 def fellows(queue: Sequence[Request], first: Request) -> list[Request]:
@@ -147,6 +158,8 @@ class CostPolicy:
 
     def decide(self, queue: Sequence[Request], now: float, rate: float) -> Batch | Wait:
         """The batch that holds the most urgent request in the cheapest cut of the queue, or a wait that pays."""
+        if self.goal:
+            queue = self._in_time(queue, now)
         first = queue[0]
         group = fellows(queue, first)
         budget = self._budget(first, now)
@@ -161,6 +174,21 @@ class CostPolicy:
         if len(taken) == len(group) and (until := self._worth_waiting(first, rows, length, now, rate)):
             return Wait(until)
         return Batch(tuple(taken), padded, length, seconds)
+
+    def _in_time(self, queue: Sequence[Request], now: float) -> Sequence[Request]:
+        """Of the most urgent priority those that can still be answered within the goal; all, where none can."""
+        first = queue[0]
+        if now - first.arrived > PATIENCE * self.goal:
+            return queue
+        reach = REACH * self.goal - now
+        at = bisect_left(queue, (first.priority, -reach), key=urgency)
+        found = [r for r in queue[at:at + WINDOW]
+                 if r.priority == first.priority and self._alone(r) <= r.arrived + reach]
+        return found or queue
+
+    def _alone(self, request: Request) -> float:
+        """Seconds of a run of this request alone."""
+        return self.cost(request.rows, self.limits.bucket(request.length) if self.limits.lengths else 0)[0]
 
     def _budget(self, first: Request, now: float) -> float:
         """Seconds the batch of this request may take."""

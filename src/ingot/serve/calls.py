@@ -22,6 +22,7 @@ _LOG = logging.getLogger("ingot.serve")
 _ASKED, _SHUT = "asked", "shut"     # tags: a call has come; the server has ended
 AT_ONCE = 64                        # events that are handled before the loop does something else
 LINGER = 400e-6                     # seconds the loop looks for the next event before the thread waits for it
+BRISK = 1e-3                        # seconds a call takes of late, below which it looks at all
 _OK = grpc.StatusCode.OK.value[0]
 
 Unary = Callable[["Call", bytes], None]
@@ -47,10 +48,10 @@ class RefusedError(Exception):
 class Call:
     """One call: answered or failed exactly once. `left` is called when its client is gone before that."""
 
-    __slots__ = ("_asked", "_begun", "_call", "_inbox", "_server", "_waiting", "done", "left", "metadata")
+    __slots__ = ("_asked", "_begun", "_call", "_inbox", "_server", "_waiting", "came", "done", "left", "metadata")
 
     def __init__(self, server: CallServer, call: Any, metadata: Sequence[tuple[str, Any]]) -> None:
-        self._server, self._call, self.metadata = server, call, metadata
+        self._server, self._call, self.metadata, self.came = server, call, metadata, time.perf_counter()
         self.done = self._begun = self._asked = False
         self.left: Callable[[], object] | None = None
         self._inbox: deque[bytes | None] = deque()
@@ -141,7 +142,8 @@ class CallServer:
     """Listens, takes calls, and hands them to the methods, all on the running event loop.
 
     `most` calls at most are under way at once; more are refused. `linger`: after each call look awake for the next,
-    for a moment, which is quicker where a core is to spare. `taken` and `answered` count the calls that came and
+    for a moment, which is quicker where a core is to spare; while calls take longer than a moment themselves it does
+    not, for then the cores belong to the models. `taken` and `answered` count the calls that came and
     those that ended with an answer, a status of ours, or because their clients left.
     """
 
@@ -157,7 +159,7 @@ class CallServer:
         self._turn = threading.Semaphore(0)             # released: it is the thread's turn at the queue
         self._thread = threading.Thread(target=self._watch, name="calls", daemon=True)
         self._refusing = self._over = False
-        self._last = 0.0
+        self._last = self._usual = 0.0          # when a call came or ended; seconds that calls take of late
         self.taken = self.answered = 0
         self._stopped: asyncio.Future[None] = self.loop.create_future()
 
@@ -210,7 +212,7 @@ class CallServer:
         for _ in range(AT_ONCE):
             event = poll(0)
             if event.completion_type == cygrpc.CompletionType.queue_timeout:
-                if time.perf_counter() - self._last > self._linger or self._over:
+                if self._usual > BRISK or time.perf_counter() - self._last > self._linger or self._over:
                     self._turn.release()
                     return
                 break
@@ -232,9 +234,9 @@ class CallServer:
     # --- calls --------------------------------------------------------------------------------------------------
 
     def _take(self, event: Any) -> None:
-        self._last = time.perf_counter()
         self.taken += 1
         call = Call(self, event.call, event.invocation_metadata)
+        self._last = call.came
         self._open.add(call)
         path = event.call_details.method
         if self._refusing:
@@ -267,7 +269,8 @@ class CallServer:
 
     def ended(self, call: Call) -> None:
         """A call has its answer, or its client is gone."""
-        self._last = time.perf_counter()
+        now = self._last = time.perf_counter()
+        self._usual += 0.1 * (now - call.came - self._usual)
         self.answered += 1
         self._open.discard(call)
 

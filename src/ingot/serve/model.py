@@ -11,7 +11,7 @@ from typing import Any
 
 from ingot.errors import ServeError
 from ingot.runtime.host import available_cpus
-from ingot.serve.batch import Batch, CostPolicy, Limits, PlainPolicy, Policy, Wait
+from ingot.serve.batch import Batch, CostPolicy, Limits, PlainPolicy, Policy, Wait, urgency
 from ingot.serve.config import ModelConfig
 from ingot.serve.cost import CostCurve
 from ingot.serve.instance import Instance, Running
@@ -154,7 +154,7 @@ class ServedModel:
         queue = self._queue
         self._crowd += 0.02 * (self.under_way - self._crowd)
         if queue and queue[-1].priority > request.priority:
-            insort(queue, request, key=_urgency)
+            insort(queue, request, key=urgency)
         else:
             queue.append(request)
         if self._crowd < CROWD and self._spare and len(queue) == 1 and not self._pumping:
@@ -291,7 +291,7 @@ class ServedModel:
             elif not request.answer.done():                                         # type: ignore[union-attr]
                 request.tries, request.alone = 1, True
                 self.stats.retries += 1
-                insort(self._queue, request, key=_urgency)
+                insort(self._queue, request, key=urgency)
         self.pump()
 
     def _fail(self, request: Request, error: ServeError) -> None:
@@ -328,7 +328,3 @@ class ServedModel:
         for request in self._queue:
             self._fail(request, ServeError("the server stops", kind="unavailable", mend="send it elsewhere"))
         self._queue.clear()
-
-
-def _urgency(request: Request) -> tuple[int, float]:
-    return request.priority, request.arrived
