@@ -86,7 +86,7 @@ def test_what_is_late_already_does_not_make_others_late():
     policy = CostPolicy(LIMITS, LINEAR, goal=0.1)
     assert policy.decide(queue, 0.14, 0.0).requests == (queue[2],)
     assert policy.decide(queue[:2], 0.14, 0.0).requests == (queue[0],)
-    assert policy.decide(queue[:2] + [request(arrived=1.4)], 1.41, 0.0).requests == (queue[0],)
+    assert policy.decide([*queue[:2], request(arrived=1.4)], 1.41, 0.0).requests == (queue[0],)
     urgent = request(arrived=0.0, priority=-1)
     assert policy.decide([urgent, *queue], 0.14, 0.0).requests == (urgent,)
     assert CostPolicy(LIMITS, LINEAR).decide(queue, 0.14, 0.0).requests == (queue[0],)      # no goal: in their order

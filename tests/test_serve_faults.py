@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -69,6 +70,29 @@ def repository(tmp_path_factory):
 def server(repository):
     with serving(repository, log=repository / ".log") as running:
         yield running
+
+
+def test_a_worker_has_the_next_batch_before_it_is_done_and_a_death_loses_neither(server):
+    """Six clients, batches of one: most batches are handed over ahead; both that a dying worker had are answered."""
+    before = model_of(server, "slow")
+
+    def one(i):
+        with triton_http.InferenceServerClient(server.http) as client:
+            x = SLOW_ROW * (i % 5)
+            for _ in range(6):
+                given = triton_http.InferInput("v0", list(x.shape), "FP32")
+                given.set_data_from_numpy(x)
+                assert np.allclose(client.infer("slow", [given]).as_numpy("v400"), x)
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(one, i) for i in range(4)]
+        time.sleep(0.15)
+        os.kill(before["workers"][0]["pid"], signal.SIGKILL)
+        assert all(future.result() for future in asked)
+    told = model_of(server, "slow")
+    assert told["restarts"] == before["restarts"] + 1
+    assert told["ahead"] > before["ahead"]
 
 
 def test_a_killed_worker_loses_no_request_and_disturbs_no_other_model(server):

@@ -28,25 +28,29 @@ class Running:
     """A batch that a worker has."""
 
     batch: Batch
-    sent: float
+    sent: float             # since when it runs
     limit: float            # seconds after which the worker counts as hung
+    memory: Shared          # where its tensors lie
+    ahead: bool = False     # whether it was handed over while the one before still ran
 
 
 class Instance:
     """One worker process of a model version.
 
     `loaded(reply)` is called with its first message, `done(instance, running, reply)` with each result, and
-    `lost(instance, running or None, why)` when it died; then it starts again by itself until `stop`.
+    `lost(instance, batches it had, why)` when it died; then it starts again by itself until `stop`. It may have two
+    batches, in a memory each: one runs, the other follows without a word from the server.
     """
 
     def __init__(self, name: str, told: Mapping[str, Any], loaded: Callable[[Instance, Mapping[str, Any]], None],
                  done: Callable[[Instance, Running, Mapping[str, Any]], None],
-                 lost: Callable[[Instance, Running | None, str], None]) -> None:
+                 lost: Callable[[Instance, tuple[Running, ...], str], None]) -> None:
         self.name, self._told = name, told
         self._loaded, self._done, self._lost = loaded, done, lost
         self._loop = asyncio.get_running_loop()
-        self.memory = Shared()
+        self._memories = [Shared(), Shared()]
         self.running: Running | None = None
+        self.following: Running | None = None
         self.ready = False
         self._known: dict[str, Any] | None = None       # what its first start found out: later ones are quicker
         self.refused = ""               # why it cannot be loaded at all
@@ -69,16 +73,27 @@ class Instance:
         """Whether a batch may be handed to it."""
         return self.ready and self.running is None
 
+    @property
+    def batches(self) -> tuple[Running, ...]:
+        """What the worker has: the batch that runs first."""
+        return tuple(r for r in (self.running, self.following) if r)
+
+    @property
+    def memory(self) -> Shared:
+        """The memory for the tensors of the next batch."""
+        return self._memories[self.running is not None and self.running.memory is self._memories[0]]
+
     def start(self) -> None:
         """Start the process."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE)
         ours.setblocking(False)
-        command = [sys.executable, "-m", "ingot.serve.worker", str(theirs.fileno()), str(self.memory.descriptor)]
+        places = [m.descriptor for m in self._memories]
+        command = [sys.executable, "-m", "ingot.serve.worker", str(theirs.fileno()), *map(str, places)]
         self._began = time.perf_counter()
         self.starts += 1
-        self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(), self.memory.descriptor),
+        self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(), *places),
                                          stdin=subprocess.DEVNULL)
         theirs.close()
         self._socket = ours
@@ -86,10 +101,15 @@ class Instance:
         self._loop.add_reader(ours.fileno(), self._readable)
 
     def run(self, batch: Batch, message: Mapping[str, Any], limit: float) -> None:
-        """Hand over a batch whose inputs lie in the shared memory."""
-        self.running = Running(batch, time.perf_counter(), limit)
+        """Hand over a batch whose inputs lie in `memory`: to be run at once, or when the one that runs is done."""
+        memory = self.memory
+        made = Running(batch, time.perf_counter(), limit, memory, self.running is not None)
+        if made.ahead:
+            self.following = made
+        else:
+            self.running = made
         try:
-            self._socket.send(orjson.dumps(message))        # type: ignore[union-attr]
+            self._socket.send(orjson.dumps({**message, "memory": self._memories.index(memory)}))  # type: ignore[union-attr]
         except OSError as error:
             # the reader sees the end of the socket as well; the batch is lost there
             _LOG.warning("worker took no batch", extra={"instance": self.name, "why": str(error)})
@@ -135,10 +155,12 @@ class Instance:
             return
         reply = orjson.loads(memoryview(self._buffer)[:count])
         if self.ready:
-            running, self.running = self.running, None
+            running, self.running, self.following = self.running, self.following, None
+            if self.running:
+                self.running.sent = time.perf_counter()
             if running:
                 if size := reply.get("size", 0):
-                    self.memory.upto(size, grow=False)
+                    running.memory.upto(size, grow=False)
                 self._done(self, running, reply)
         elif "refused" in reply:
             self.refused = reply["refused"]
@@ -152,7 +174,7 @@ class Instance:
 
     def _died(self) -> None:
         code = self._end()
-        running, self.running = self.running, None
+        batches, self.running, self.following = self.batches, None, None
         lived = time.perf_counter() - self._began
         was_ready, self.ready = self.ready, False
         if self._stopped:
@@ -161,7 +183,7 @@ class Instance:
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self.failures - 1)) if self.failures else 0.0
         why = self.refused or f"its process ended with {code}"
         _LOG.error("worker lost", extra={"instance": self.name, "why": why, "again_in": pause})
-        self._lost(self, running, why)
+        self._lost(self, batches, why)
         self._timer = self._loop.call_later(pause, self.start)
 
     def _end(self) -> int:
@@ -185,4 +207,5 @@ class Instance:
         if self._timer:
             self._timer.cancel()
         self._end()
-        self.memory.close()
+        for memory in self._memories:
+            memory.close()

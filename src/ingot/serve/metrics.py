@@ -62,7 +62,7 @@ class ModelMetrics(Collector):
             for name, value in {
                     "ingot_items": stats.items, "ingot_padded_rows": stats.padded_rows,
                     "ingot_off_profile_batches": stats.off_profile,
-                    "ingot_off_profile_seconds": stats.off_profile_seconds,
+                    "ingot_off_profile_seconds": stats.off_profile_seconds, "ingot_batches_ahead": stats.ahead,
                     "ingot_contended_seconds": stats.contended_seconds, "ingot_worker_restarts": stats.restarts,
                     "ingot_retries": stats.retries, "ingot_queue_length": model.waiting,
                     "ingot_model_ready": float(model.ready),
@@ -81,6 +81,7 @@ class ModelMetrics(Collector):
 _FAMILIES = (
     ("ingot_items", "rows answered", True), ("ingot_padded_rows", "rows computed only to fill a batch", True),
     ("ingot_off_profile_batches", "batches of another shape than the engine was tuned for", True),
+    ("ingot_batches_ahead", "batches a worker had before it was done with the one before", True),
     ("ingot_off_profile_seconds", "what those took beyond the tuned shape's time per item", True),
     ("ingot_contended_seconds", "computing time beyond what the cost curve says", True),
     ("ingot_worker_restarts", "workers lost and started again", True),

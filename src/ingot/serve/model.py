@@ -24,6 +24,8 @@ HANG, HANG_FACTOR = 10.0, 20.0      # seconds, and times the predicted cost, tha
 TRIES = 3                           # starts that may fail before a model counts as one that cannot be loaded
 BRIEF = 200e-6                      # seconds of computing that are waited for awake where clients send one by one
 CROWD = 0.1                         # requests under way below which clients send one after another
+AHEAD = 1.5e-3                      # seconds before a batch should be done that the next is handed to its worker
+LONG = 3e-3                         # seconds of a batch from which on that is worth it
 
 
 def policy_for(config: ModelConfig, limits: Limits, curve: CostCurve, goal: float) -> Policy:
@@ -68,6 +70,7 @@ class ServedModel:
         self.reason = "it is being loaded"
         self._rate = Rate()
         self._spare = len(available_cpus()) > 1
+        self._slowness = 1.0        # times the seconds of the cost curve that batches take of late
         self._crowd = 1.0           # requests under way when another comes, of late
         self._loop = asyncio.get_running_loop()
         self._queue: list[Request] = []
@@ -111,7 +114,7 @@ class ServedModel:
     @property
     def under_way(self) -> int:
         """Requests in the queue or with a worker."""
-        return len(self._queue) + sum(len(i.running.batch.requests) for i in self.instances if i.running)
+        return len(self._queue) + sum(len(r.batch.requests) for i in self.instances for r in i.batches)
 
     def start(self) -> None:
         """Start the first worker; the others follow when it is ready, so that an engine is built only once."""
@@ -196,6 +199,28 @@ class ServedModel:
             if not queue:
                 return
 
+    def _ahead(self, instance: Instance, running: Running) -> None:
+        """The batch is about to be done: hand over the next, so that the worker finds it without asking."""
+        if instance.running is not running or instance.following or not instance.ready:
+            return
+        soon = time.perf_counter() + AHEAD
+        self._drop_late(soon)
+        if not self._queue:
+            return
+        choice = self._policy.decide(self._queue, soon, self._rate.at(soon))        # type: ignore[union-attr]
+        if isinstance(choice, Batch):
+            self._dispatch(instance, choice, soon - AHEAD)
+
+    def _watch_for_end(self, instance: Instance) -> None:
+        """See to it that `_ahead` comes shortly before what runs is done, where that is long enough to be foreseen."""
+        running = instance.running
+        if running:
+            batch = running.batch
+            seconds = self._slowness * self.curve.seconds(batch.rows, batch.length)     # type: ignore[union-attr]
+            if seconds > LONG:
+                left = running.sent + seconds - AHEAD - time.perf_counter()
+                self._loop.call_later(max(left, 0.0), self._ahead, instance, running)
+
     def _later(self, seconds: float) -> None:
         if self._timer:
             self._timer.cancel()
@@ -228,12 +253,15 @@ class ServedModel:
             request.taken = now
         predicted = batch.predicted or self.curve.seconds(batch.rows, batch.length)     # type: ignore[union-attr]
         instance.run(batch, message, self.config.timeout or HANG + HANG_FACTOR * predicted)
+        if not instance.following:
+            self._watch_for_end(instance)
         self.stats.stages["batch"].add(time.perf_counter() - now)
 
     # --- results ------------------------------------------------------------------------------------------------
 
     def _done(self, instance: Instance, running: Running, reply: Mapping[str, Any]) -> None:
         batch = running.batch
+        self._watch_for_end(instance)           # another may run already
         if "error" in reply:
             self.pump()
             if len(batch.requests) > 1:         # whose fault it is shows when each runs alone
@@ -242,13 +270,14 @@ class ServedModel:
                 self._fail(batch.requests[0], ServeError(reply["text"], kind=reply["error"]))
             return
         begin = time.perf_counter()
-        answers = self._packer.split(batch, reply["outputs"], instance.memory)      # type: ignore[union-attr]
+        answers = self._packer.split(batch, reply["outputs"], running.memory)       # type: ignore[union-attr]
         copied = time.perf_counter() - begin
         self.pump()                             # the instance is free: the next batch goes before the answers do
         self._count(batch, reply, copied)
+        self.stats.ahead += running.ahead
         queue = self.stats.stages["queue"]
         for request, outputs in zip(batch.requests, answers, strict=True):
-            queue.add(request.taken - request.arrived)
+            queue.add((running.sent if running.ahead else request.taken) - request.arrived)
             future = request.answer
             if not future.done():                                                   # type: ignore[union-attr]
                 future.set_result(Answer(self.name, self.version, outputs))         # type: ignore[union-attr]
@@ -258,6 +287,7 @@ class ServedModel:
         assert curve is not None
         assert description is not None
         seconds = reply["run"]
+        self._slowness += 0.1 * (min(seconds / curve.seconds(batch.rows, batch.length), 4.0) - self._slowness)
         stats.executed(batch.rows, reply["in"], seconds, reply["out"] + copied)
         stats.padded_rows += batch.rows - batch.filled
         stats.predicted_seconds += curve.seconds(batch.rows, batch.length)
@@ -271,15 +301,18 @@ class ServedModel:
                 each *= batch.length / tuned_length
             stats.off_profile_seconds += max(0.0, seconds - batch.filled * each)
 
-    def _lost(self, instance: Instance, running: Running | None, why: str) -> None:
+    def _lost(self, instance: Instance, batches: tuple[Running, ...], why: str) -> None:
         if not any(i.ready for i in self.instances):
             self.reason = why
         self.stats.restarts += 1
         if (instance.refused or instance.failures >= TRIES) and not self._first.done():
             self._first.set_exception(ServeError(f"the model '{self.name}' cannot be loaded", kind="unavailable",
                                                  why=(why,), mend="mend the model, then load it again"))
-        if running:
-            self._again(running.batch, why)
+        for waiting in batches[1:]:             # it had not begun
+            for request in waiting.batch.requests:
+                insort(self._queue, request, key=urgency)
+        if batches:
+            self._again(batches[0].batch, why)
         self.pump()
 
     def _again(self, batch: Batch, why: str) -> None:
@@ -321,9 +354,9 @@ class ServedModel:
         """End the workers; whatever still waits is refused."""
         self._draining = True
         for instance in self.instances:
-            running = instance.running
+            batches = instance.batches
             instance.stop()
-            for request in running.batch.requests if running else ():
+            for request in (r for running in batches for r in running.batch.requests):
                 self._fail(request, ServeError("the server stops", kind="unavailable", mend="send it elsewhere"))
         for request in self._queue:
             self._fail(request, ServeError("the server stops", kind="unavailable", mend="send it elsewhere"))

@@ -186,7 +186,7 @@ class Server:
                 "rate": sum(when > time.time() - 10 for when, _ in stats.recent) / 10,
                 "batches": {n: line[0] for n, line in sorted(stats.batches.items())},
                 "off_profile": stats.off_profile / batches if batches else 0.0,
-                "off_profile_seconds": stats.off_profile_seconds,
+                "off_profile_seconds": stats.off_profile_seconds, "ahead": stats.ahead,
                 "totals": {name: h.total for name, h in stats.stages.items()},
                 "predicted_seconds": stats.predicted_seconds, "curve": model.curve.to_json() if model.curve else {},
                 "tuned": model.tuned,

@@ -39,6 +39,7 @@ class Stats:
         self.off_profile_seconds = 0.0              # what they took beyond the tuned shape's time per item
         self.contended_seconds = 0.0                # computing beyond what the cost curve says
         self.predicted_seconds = 0.0
+        self.ahead = 0                              # batches a worker had before it was done with the one before
         self.restarts = 0
         self.retries = 0
         self.last = 0.0                             # wall-clock time of the latest request

@@ -1,6 +1,6 @@
 """The process of one model instance: takes batches out of shared memory, runs them, leaves the outputs there.
 
-    python -m ingot.serve.worker SOCKET MEMORY      numbers of inherited descriptors
+    python -m ingot.serve.worker SOCKET MEMORY MEMORY       numbers of inherited descriptors
 
 The first message says what to load. Each later one is a batch; whatever goes wrong in it is said in the reply, and what
 cannot be said (a crash, no memory left) shows as the end of the socket.
@@ -36,10 +36,10 @@ MESSAGE = 1 << 20       # bytes of a message at most
 
 
 class Worker:
-    """A session and the memory it shares with the server."""
+    """A session and the memories it shares with the server: one holds the batch that runs, the other the next."""
 
-    def __init__(self, channel: socket.socket, memory: Shared) -> None:
-        self._channel, self._memory = channel, memory
+    def __init__(self, channel: socket.socket, memories: tuple[Shared, ...]) -> None:
+        self._channel, self._memories, self._memory = channel, memories, memories[0]
         self._session: Session | None = None
         self._awake = False         # whether the next batch is waited for awake
         self._outputs: tuple[tuple[str, str], ...] = ()
@@ -64,9 +64,13 @@ class Worker:
         return {"ready": description.to_json(), "cost": curve.to_json(), "digest": digest}
 
     def run(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One batch: {"size", "awake", "inputs": [[offset, bytes, shape], ...], "out": offset}; outputs likewise."""
+        """One batch: {"memory": index, "size", "awake", "inputs": [[offset, bytes, shape], ...], "out": offset}.
+
+        The reply says likewise where the outputs are.
+        """
         begin = time.perf_counter()
         self._awake = batch["awake"]
+        self._memory = self._memories[batch["memory"]]
         view = self._memory.upto(batch["size"], grow=False)
         feeds: dict[str, np.ndarray] = {}
         shapes = []
@@ -166,9 +170,9 @@ def main() -> int:
     for ignored in (signal.SIGINT, signal.SIGTERM):         # the server decides when its workers end
         signal.signal(ignored, signal.SIG_IGN)
     channel = socket.socket(fileno=int(sys.argv[1]))
-    memory = Shared(int(sys.argv[2]))
+    memories = tuple(Shared(int(place)) for place in sys.argv[2:])
     told = orjson.loads(channel.recv(MESSAGE))
-    worker = Worker(channel, memory)
+    worker = Worker(channel, memories)
     try:
         _settle(told)
         cache_folder()
