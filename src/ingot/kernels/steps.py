@@ -22,6 +22,11 @@ def operands_of(steps: Sequence[Step]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(i for step in steps for i in step.inputs if i is not None and i >= 0))
 
 
+def declines_order(site: Site) -> str | None:
+    """Why a tactic that takes the site's operands for the op's, in order, cannot serve it: one may be given twice."""
+    return None if site.step.inputs == tuple(range(len(site.inputs))) else "needs every operand once, in the op's order"
+
+
 def walk_steps(site: Site, start: int, results: dict[int, T], load: Callable[[int], T],
                apply: Callable[[Step, list[T | None]], T], stop: int | None = None) -> T:
     """Apply steps start..stop (to the last one when None), and give the last result.

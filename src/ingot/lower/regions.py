@@ -222,7 +222,12 @@ class _Lowering:
                     self._emit(site, reads, part)
                     return
         site, reads = self._site([node], strided=False, materialise=True)
-        _, reasons = able(site, self.target)
+        willing, reasons = able(site, self.target)
+        if not willing:                 # an operand given twice as two: some tactics take them by their places
+            apart, twice = self._site([node], strided=False, materialise=True, repeated=True)
+            if len(twice) > len(reads) and able(apart, self.target)[0]:
+                self._emit(apart, twice, [node])
+                return
         self._emit(site, reads, [node], reasons)
 
     def _emit(self, site: Site, reads: tuple[str, ...], nodes: Sequence[Node],
@@ -284,8 +289,8 @@ class _Lowering:
         return all(value not in outputs and all(r.output in members for r in self.graph.readers.get(value, ()))
                    for node in nodes[:-1] for value in node.outputs)
 
-    def _site(self, nodes: Sequence[Node], *, strided: bool,
-              materialise: bool = False) -> tuple[Site, tuple[str, ...]]:
+    def _site(self, nodes: Sequence[Node], *, strided: bool, materialise: bool = False,
+              repeated: bool = False) -> tuple[Site, tuple[str, ...]]:
         reads: list[str] = []
         made: dict[str, int] = {}
         steps: list[Step] = []
@@ -299,9 +304,11 @@ class _Lowering:
                 else:
                     if value in self.strides and not strided and materialise:
                         value = self._dense(value)
-                    if value not in reads:
+                    if value not in reads or repeated:
+                        slots.append(len(reads))
                         reads.append(value)
-                    slots.append(reads.index(value))
+                    else:
+                        slots.append(reads.index(value))
             made[node.output] = len(steps)
             attrs = tuple(sorted(node.attrs.items()))
             steps.append(Step(node.op, tuple(slots), attrs, tuple(self.types[o] for o in node.outputs if o),

@@ -16,10 +16,10 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from ingot.errors import IngotError, InputError, ModelError, UnsupportedError
-from ingot.graph import Call, Flow, Graph, Node, Part, Picture, TensorType, data_symbol, dtype_from_numpy
+from ingot.graph import Call, Expr, Flow, Graph, Node, Part, Picture, TensorType, data_symbol, dtype_from_numpy
 from ingot.ops.fallback import attribute_protos
 from ingot.ops.op import OPS
-from ingot.ops.reference import bindings_from, evaluate, run_graph
+from ingot.ops.reference import bindings_from, evaluate, run_graph, told
 from ingot.ops.selection import SELECTIONS
 from ingot.ops.sequence import LISTS
 
@@ -259,11 +259,7 @@ def _plain(value: Value) -> Value:
 
 def late_on_reference(node: Node, arrays: Sequence[np.ndarray | None]) -> list[Value]:
     """What the reference makes of a late call that was made a plain node. Raises ModelError where it does not fit."""
-    try:
-        return list(evaluate(node, arrays, {}))
-    except (ValueError, IndexError, TypeError) as error:
-        raise ModelError(f"{node.op} cannot take these operands", where=node.where, why=(str(error),),
-                         mend="check the model and its inputs") from None
+    return list(told(node.op, node.where, arrays, lambda: evaluate(node, arrays, {})))
 
 
 def specialised(call: Call, given: Sequence[np.ndarray | None]) -> tuple[Node, list[np.ndarray | None]]:
@@ -318,14 +314,19 @@ def meaning(graph: Graph, feeds: Mapping[str, Value]) -> dict[str, Value]:
     return run_graph(graph, feeds)
 
 
+def symbolic_sizes(graph: Graph) -> tuple[Expr, ...]:
+    """The sizes of a graph's values that are not known before it runs, each once."""
+    return tuple(dict.fromkeys(d for t in graph.types.values() for d in t.shape if isinstance(d, Expr)))
+
+
 def empty(part: Part, sizes: Sizes) -> bool:
-    """Whether a size that data decides is 0 in a part: kernels are made for sizes of at least 1."""
-    return any(sizes.get(s, 2) == 1 for s in part.graph.symbols if s.startswith(DATA_PREFIX))
+    """Whether a value of a part has no elements at these sizes: kernels are made for sizes of at least 1."""
+    return any(d.evaluate(sizes) <= 0 for d in symbolic_sizes(part.graph))
 
 
 DATA_PREFIX = "data_"       # what the symbols of data-decided sizes are called
 
 __all__ = ["CONTROL", "DATA_PREFIX", "Scope", "Sizes", "Value", "begun", "empty", "evaluator",
            "late_on_reference", "meaning",
-           "reference_call", "reference_flow", "run_flow", "specialised",
+           "reference_call", "reference_flow", "run_flow", "specialised", "symbolic_sizes",
            "with_evaluator"]

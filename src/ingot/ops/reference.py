@@ -11,10 +11,11 @@ import onnx
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from ingot.errors import InputError, UnsupportedError
-from ingot.graph import Expr, Graph, Node, dtype_from_numpy
+from ingot.errors import InputError, ModelError, UnsupportedError
+from ingot.graph import Expr, Graph, Node, dtype_from_numpy, type_of
 from ingot.graph import evaluate as size_at
 from ingot.ops import OPS, OPSET
+from ingot.ops.empties import evaluate_empty
 from ingot.ops.evaluation import OWN
 from ingot.ops.fallback import attribute_protos
 from ingot.ops.onnx_form import ENUM_OF, Promoted, onnx_attributes, onnx_inputs
@@ -71,9 +72,16 @@ def _built(node: Node, arrays: Sequence[np.ndarray | None]) -> Any:
 def evaluate(node: Node, arrays: Sequence[np.ndarray | None], bindings: Bindings | None = None) -> list[np.ndarray]:
     """What the node makes of its inputs (None: absent), as plain arrays in the logical shape.
 
-    `bindings` are the sizes of the symbols its attributes speak of. Raises KeyError when one is unbound.
+    `bindings` are the sizes of the symbols its attributes speak of. Raises KeyError when one is unbound, ModelError
+    where operands without elements have no result.
     """
     sizes = bindings or {}
+    if any(a is not None and a.size == 0 for a in arrays):
+        return evaluate_empty(node, arrays, _bound(node, sizes), lambda: _evaluated(node, arrays, sizes))
+    return _evaluated(node, arrays, sizes)
+
+
+def _evaluated(node: Node, arrays: Sequence[np.ndarray | None], sizes: Bindings) -> list[np.ndarray]:
     op = OPS[node.op]
     if op.evaluate is not None:
         return op.evaluate(list(arrays), _bound(node, sizes))[:len(node.outputs)]
@@ -83,7 +91,7 @@ def evaluate(node: Node, arrays: Sequence[np.ndarray | None], bindings: Bindings
             return made[:len(node.outputs)]
     first = arrays[0] if arrays else None
     if node.op in _STASHED and node.attrs.get("stash_type", 1) == 1 and first is not None and first.dtype.itemsize == 2:
-        wide = evaluate(node, [a if a is None else a.astype(np.float32) for a in arrays], bindings)
+        wide = evaluate(node, [a if a is None else a.astype(np.float32) for a in arrays], sizes)
         return [wide[0].astype(first.dtype), *wide[1:]]
     named = {name: array for name, array in zip(node.inputs, arrays, strict=True) if name}
     operands = [v.array(sizes) if isinstance(v, Promoted) else named.get(v) for v in onnx_inputs(node)]
@@ -164,6 +172,18 @@ def _solved(dim: Expr, symbol: str, size: int, sizes: Bindings) -> int:
     return max(1, 1 + (size - at[0]) // (at[1] - at[0])) if at[1] != at[0] else 1
 
 
+def told(op: str, where: str, arrays: Sequence[np.ndarray | None], run: Callable[[], list[np.ndarray]]
+         ) -> list[np.ndarray]:
+    """What `run` makes of the operands. Raises ModelError where the reference cannot take what the data has become."""
+    try:
+        return run()
+    # sizes that data decides may fit no op: whatever the reference's own code raises then is the model's error
+    except (ValueError, IndexError, TypeError, ArithmeticError, AssertionError) as error:
+        given = ", ".join(str(type_of(a)) for a in arrays if a is not None)
+        raise ModelError(f"{op} cannot take {given}", where=where, why=(str(error) or type(error).__name__,),
+                         mend="check the model and its inputs") from None
+
+
 def run_graph(graph: Graph, feeds: Mapping[str, np.ndarray], bindings: Bindings | None = None,
               watch: Watch | None = None) -> dict[str, np.ndarray]:
     """The graph's outputs by name. `watch` sees every value made, with its array; an array it returns takes the value's
@@ -179,7 +199,7 @@ def run_graph(graph: Graph, feeds: Mapping[str, np.ndarray], bindings: Bindings 
         values[name] = np.asarray(feeds[name])
     for node in graph.nodes:
         arrays = [None if not i else values[i] if i in values else graph.constants[i] for i in node.inputs]
-        made = evaluate(node, arrays, sizes)
+        made = told(node.op, node.where, arrays, lambda node=node, arrays=arrays: evaluate(node, arrays, sizes))
         for name, array in zip(node.outputs, made, strict=True):
             if name:
                 if watch is not None and (given := watch(name, array)) is not None:
@@ -194,4 +214,4 @@ def run_graph(graph: Graph, feeds: Mapping[str, np.ndarray], bindings: Bindings 
     return {o: values[o] if o in values else graph.constants[o] for o in graph.outputs}
 
 
-__all__ = ["bindings_from", "evaluate", "onnx_node", "run_graph"]
+__all__ = ["bindings_from", "evaluate", "onnx_node", "run_graph", "told"]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ingot.graph import Dim, Expr, Node, TensorType
+from ingot.graph import Dim, Expr, Node, TensorType, evaluate
 from ingot.ops import OPS
 from ingot.ops.movement import slices_of, split_sizes
 from ingot.passes.algebra import spread
@@ -173,7 +173,10 @@ def _not_one_index(match: Match) -> str | None:
         return f"the indices are {match.type('index')}, not one known number"
     size = match.shape("x")[_axis(match, match.root)]
     if not isinstance(size, int):
-        return None if at >= 0 else f"the axis has size {size}, and the index counts from its end"
+        if at < 0:
+            return f"the axis has size {size}, and the index counts from its end"
+        few = min(evaluate(size, {k: getattr(s, end) for k, s in match.state.symbols.items()}) for end in ("min", "max"))
+        return f"the axis has size {size}, which may be {few}" if few <= at else None
     return None if -size <= at < size else f"the index {at} is outside [-{size}, {size})"
 
 

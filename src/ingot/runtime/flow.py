@@ -38,6 +38,7 @@ from ingot.runtime.feeds import as_array, bind, ordered
 from ingot.target import Target
 
 LARGEST = 1 << 36       # bytes of arena that a part may grow to
+_SIZES = 1024           # sets of sizes that are remembered
 _COMPILED = 32          # forms in which one call is compiled; with more it is left to the reference
 
 
@@ -71,6 +72,7 @@ class Driver:
         self._symbols: dict[int, dict[str, Symbol]] = {id(p): dict(p.graph.symbols) for p in flow.parts}
         self._spoken = {k for p in flow.parts for k in p.graph.symbols}
         self._late: dict[int, _Late] = {id(c): _Late() for c in flow.calls}
+        self._without: dict[tuple[int, ...], bool] = {}     # (part, sizes) -> whether a value has no elements there
         self._lock = threading.RLock()
         self.referenced: set[str] = set()       # ops that have run on the reference
 
@@ -105,12 +107,21 @@ class Driver:
     # --- parts --------------------------------------------------------------------------------------------------
 
     def _part(self, part: Part, arrays: Sequence[np.ndarray], sizes: Sizes) -> Sequence[np.ndarray]:
-        if empty(part, sizes):
+        if self._empty(part, sizes):
             self.referenced.update(n.op for n in part.graph.nodes)
             return reference_part(part, arrays, sizes)
         runner = self._fitting(part, sizes)
         self.referenced.update(s.op for x in runner.variant.program.launches if not x.native for s in x.site.steps)
         return runner.run_at(arrays, sizes)
+
+    def _empty(self, part: Part, sizes: Sizes) -> bool:
+        """As `empty`, worked out once for each set of sizes."""
+        key = id(part), *(sizes[k] for k in part.graph.symbols)
+        if (found := self._without.get(key)) is None:
+            if len(self._without) >= _SIZES:
+                self._without.clear()
+            found = self._without[key] = empty(part, sizes)
+        return found
 
     def _fitting(self, part: Part, sizes: Sizes) -> Runner:
         """The part's session, made anew where a size is beyond what it was planned for."""

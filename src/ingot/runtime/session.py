@@ -18,6 +18,7 @@ from ingot.errors import EngineError, InternalError, UnsupportedError
 from ingot.graph import evaluate
 from ingot.kernels import Kernel, Operand
 from ingot.kernels.reference import from_physical, run_site, to_physical
+from ingot.ops.reference import told
 from ingot.plan import faults, plan_memory
 from ingot.runtime.compiler import CodeCache
 from ingot.runtime.feeds import as_array, bind, checked_out, nearest, ordered
@@ -274,7 +275,7 @@ class Session:
             else:
                 view = self._array(self._table.words[start + k], operand, bound)
                 given.append(from_physical(view, operand.type.at(bound.sizes)))
-        results = run_site(launch.site, given, bound.sizes)
+        results = told(launch.site.op, launch.where, given, lambda: run_site(launch.site, given, bound.sizes))
         writes = tuple(filter(None, launch.writes))
         for k, (value, operand, result) in enumerate(zip(writes, launch.site.outputs, results, strict=True)):
             type_ = operand.type.at(bound.sizes)

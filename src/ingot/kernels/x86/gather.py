@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from ingot.graph import Dim, dense_strides, product
 from ingot.kernels.codegen import Code, Int, Value, isa_of
 from ingot.kernels.codegen.expression import maximum, minimum
+from ingot.kernels.steps import declines_order
 from ingot.kernels.tactic import Kernel, Params, Site, Tactic
 from ingot.kernels.x86.nest import power_of_two
 from ingot.kernels.x86.rows import each_vector
@@ -54,7 +55,7 @@ def copied(code: Code, source: Value, result: Value, length: Int, element: str, 
 def _needs_dense(site: Site) -> str | None:
     if any(o.strides is not None or o.type.layout for o in (*site.inputs, *site.outputs)):
         return "needs dense, plain operands"
-    if why := declines_movement(site):
+    if why := declines_order(site) or declines_movement(site):
         return why
     positions = site.inputs[1].type.dtype.name if len(site.inputs) > 1 else ""
     return None if positions in ("i64", "i32") else f"positions of type {positions}"
@@ -237,7 +238,7 @@ class OneHot(Tactic):
             return "needs dense, plain operands"
         if site.inputs[0].type.dtype.name not in ("i64", "i32"):
             return f"positions of type {site.inputs[0].type.dtype}"
-        return declines_movement(site)
+        return declines_order(site) or declines_movement(site)
 
     def emit(self, site: Site, params: Params, target: Target) -> Kernel:
         code = Code(isa_of(target), site.symbols)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from ingot.graph import F32, F64, Dim, product
 from ingot.kernels.codegen import Code, Int, Value, element_of, isa_of, math
+from ingot.kernels.steps import declines_order
 from ingot.kernels.tactic import Kernel, Params, Site, Tactic
 from ingot.kernels.x86.nest import Side, View
 from ingot.kernels.x86.rows import Row, each_vector, rows_of, total
@@ -109,7 +110,7 @@ class GroupStatistics(Tactic):
             return "element types differ"
         if any(o.strides is not None for o in (*site.inputs, *site.outputs)):
             return "groups need dense operands"
-        return None
+        return declines_order(site)
 
     def emit(self, site: Site, params: Params, target: Target) -> Kernel:
         code = Code(isa_of(target), site.symbols)

@@ -12,6 +12,7 @@ from itertools import product as combinations
 
 from ingot.graph import F32, product
 from ingot.kernels.codegen import Code, Int, Value, isa_of
+from ingot.kernels.steps import declines_order
 from ingot.kernels.tactic import Kernel, Params, Site, Tactic
 from ingot.ops import OPS
 from ingot.ops.shapes import integer, word
@@ -34,7 +35,7 @@ def _declines(site: Site, op: str) -> str | None:
         return "needs dense, plain operands and takes no other steps"
     if any(o.type.dtype != F32 for o in (*site.inputs[:2], *site.outputs)):
         return "it takes f32"
-    return None
+    return declines_order(site)
 
 
 def whole(code: Code, x: Value) -> Value:
