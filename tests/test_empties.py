@@ -1,4 +1,4 @@
-"""Operands without elements, as where data selects nothing: results as ONNX has them, or an error that names the node."""
+"""Operands without elements, as where data selects nothing: what ONNX says, or an error that names the node."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

@@ -4,6 +4,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -199,7 +200,7 @@ def run_graph(graph: Graph, feeds: Mapping[str, np.ndarray], bindings: Bindings 
         values[name] = np.asarray(feeds[name])
     for node in graph.nodes:
         arrays = [None if not i else values[i] if i in values else graph.constants[i] for i in node.inputs]
-        made = told(node.op, node.where, arrays, lambda node=node, arrays=arrays: evaluate(node, arrays, sizes))
+        made = told(node.op, node.where, arrays, partial(evaluate, node, arrays, sizes))
         for name, array in zip(node.outputs, made, strict=True):
             if name:
                 if watch is not None and (given := watch(name, array)) is not None:

@@ -175,7 +175,8 @@ def _not_one_index(match: Match) -> str | None:
     if not isinstance(size, int):
         if at < 0:
             return f"the axis has size {size}, and the index counts from its end"
-        few = min(evaluate(size, {k: getattr(s, end) for k, s in match.state.symbols.items()}) for end in ("min", "max"))
+        symbols = match.state.symbols.items()
+        few = min(evaluate(size, {k: getattr(s, end) for k, s in symbols}) for end in ("min", "max"))
         return f"the axis has size {size}, which may be {few}" if few <= at else None
     return None if -size <= at < size else f"the index {at} is outside [-{size}, {size})"
 
