@@ -188,7 +188,7 @@ def planned(graph: Graph, target: Target, calibration: Calibration, tuner: Tuner
     if not race:
         made = quantized(base, sites, calibration, manner)
         return Plan(made, calibration, tuple(SiteTime(s, 0.0, 0.0, True) for s in sites))
-    floats = lower(finished(base, target), target)
+    floats = lower(finished(base, target), target, chains=False)     # a time for every convolution
     float_tuned = tuner(floats)
     float_times = _times(floats, float_tuned, sites)
     kept = list(sites)

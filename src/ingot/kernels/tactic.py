@@ -58,8 +58,8 @@ class Site:
     """A piece of the graph that one kernel computes: everything a tactic may look at, and nothing else.
 
     `main` is the index of the step the site is named after: steps before it are its prologue, steps after it
-    its epilogue, all of them pointwise. A site that is only pointwise has main 0. The outputs are the results
-    of the last step.
+    its epilogue, all of them pointwise. A site that is only pointwise has main 0. A chain of convolutions is named
+    after its last one; the ones before are in its prologue. The outputs are the results of the last step.
     """
 
     steps: tuple[Step, ...]

@@ -19,16 +19,19 @@ _RENAMES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 _REGION = 24        # the most steps a region may have
 
 
-def lower(graph: Graph, target: Target) -> Program:
-    """The program of a graph for a target. What no tactic serves becomes a launch with `native=False`."""
-    return _Lowering(graph, target).program()
+def lower(graph: Graph, target: Target, *, chains: bool = True) -> Program:
+    """The program of a graph for a target. What no tactic serves becomes a launch with `native=False`.
+
+    Without `chains` every convolution is a site of its own.
+    """
+    return _Lowering(graph, target, chains and target.kind != "cuda").program()
 
 
 class _Lowering:
     """The state of one lowering; lives inside `lower`."""
 
-    def __init__(self, graph: Graph, target: Target) -> None:
-        self.graph, self.target = graph, target
+    def __init__(self, graph: Graph, target: Target, chains: bool) -> None:
+        self.graph, self.target, self.chains = graph, target, chains
         self.types: dict[str, TensorType] = dict(graph.types)
         self.launches: list[Launch] = []
         self.views: dict[str, View] = {}
@@ -57,7 +60,7 @@ class _Lowering:
     # --- one node -----------------------------------------------------------------------------------------------
 
     def _lower(self, node: Node) -> None:
-        if not (self._as_rename(node) or self._as_slices(node) or self._as_concat(node)):
+        if not (self._as_rename(node) or self._as_slices(node) or self._as_concat(node) or self._as_chain(node)):
             self._as_region(node)
 
     def _finish(self, nodes: Iterable[Node]) -> None:
@@ -205,6 +208,41 @@ class _Lowering:
         return root, changed
 
     # --- regions ------------------------------------------------------------------------------------------------
+
+    def _as_chain(self, node: Node) -> bool:
+        """A convolution and the one or two that alone read its result, where a tactic computes them in one kernel."""
+        if node.op != "Conv" or not self.chains:
+            return False
+        nodes = [node]
+        ends: list[int] = []
+        while len(ends) < 2 and (reader := self._only_reader(nodes[-1])) is not None:
+            if reader.op == "Conv":
+                ends.append(len(nodes))
+            nodes.append(reader)
+        for end in reversed(ends):
+            grown = self._grow(nodes[end])
+            for count in range(len(grown), 0, -1):
+                part = [*nodes[:end], *grown[:count]]
+                if not self._closed(part):
+                    continue
+                site, reads = self._site(part, strided=True)
+                site = replace(site, main=end)
+                if able(site, self.target)[0]:
+                    self._emit(site, reads, part)
+                    return True
+        return False
+
+    def _only_reader(self, node: Node) -> Node | None:
+        """The node that alone reads a result, and nothing else but constants; a convolution or a pointwise op."""
+        value = node.output
+        readers = self.graph.readers.get(value, ())
+        if len(readers) != 1 or value in self.graph.outputs:
+            return None
+        reader = readers[0]
+        fits = reader.op == "Conv" or (reader.op in OPS and OPS[reader.op].pointwise)
+        others = reader.inputs[1:] if reader.op == "Conv" else [i for i in reader.inputs if i != value]
+        alone = all(not i or i in self.graph.constants for i in others)
+        return reader if fits and alone and len(reader.outputs) == 1 and reader.inputs[0] == value else None
 
     def _as_region(self, node: Node) -> None:
         nodes = self._grow(node)

@@ -30,15 +30,19 @@ from ingot.kernels.codegen.isa import Isa
 
 
 class Tile:
-    """rows x vectors accumulators of `lanes` elements (a whole register unless given)."""
+    """rows x vectors accumulators of `lanes` elements (a whole register unless given).
+
+    The last vector may have fewer lanes, `narrow`: where 512 bits are computed as twice 256, half a vector costs half.
+    """
 
     def __init__(self, code: Code, rows: int, vectors: int, element: str = "float", lanes: int = 0,
-                 combine: Combine | None = None) -> None:
+                 combine: Combine | None = None, narrow: int = 0) -> None:
         self.code, self.rows, self.vectors, self.element = code, rows, vectors, element
         self.combine = combine          # (code, left, right, sum) -> sum, where it is no multiply-add
         self.lanes = lanes or lanes_of(code.isa, element)
         self.type = vector(element, self.lanes)
-        self._held: list[list[Variable]] = [[Variable(code, self.type) for _ in range(vectors)] for _ in range(rows)]
+        types = [self.type] * (vectors - 1) + [vector(element, narrow or self.lanes)]
+        self._held: list[list[Variable]] = [[Variable(code, t) for t in types] for _ in range(rows)]
 
     @property
     def width(self) -> int:
@@ -65,8 +69,10 @@ class Tile:
             one = scalar if scalar.lanes == self.lanes else self.code.splat(scalar, self.lanes)
             for held, column in zip(row, columns, strict=True):
                 total = held.get()
-                held.set(self.combine(self.code, one, column, total) if self.combine
-                         else self.code.fma(one, column, total))
+                part = one if column.lanes == one.lanes or self.combine else self.code.shuffle(
+                    one, None, range(column.lanes))
+                held.set(self.combine(self.code, part, column, total) if self.combine
+                         else self.code.fma(part, column, total))
 
     def depth(self, count: Int, step: Callable[[Int], None], unroll: int = 1) -> None:
         """`step(k)` for k in range(count), `unroll` of them per turn; what is left over comes after."""

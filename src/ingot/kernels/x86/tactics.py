@@ -1,6 +1,7 @@
 """The tactics of CPUs, best guess first."""
 from ingot.kernels.tactic import Tactic
 from ingot.kernels.x86.attention import BlockedAttention
+from ingot.kernels.x86.conv_chain import ConvolutionChain
 from ingot.kernels.x86.conv_depthwise import DepthwiseConvolution
 from ingot.kernels.x86.conv_depthwise_words import IntegerDepthwise
 from ingot.kernels.x86.conv_direct import DirectConvolution, ProductConvolution, StemConvolution
@@ -22,7 +23,7 @@ _CONVOLUTIONS = (ProductConvolution(), DirectConvolution(), StemConvolution(), D
 
 TACTICS: tuple[Tactic, ...] = (
     *_CONVOLUTIONS, WinogradConvolution(), PlainConvolution(*_CONVOLUTIONS), IntegerConvolution(), IntegerDepthwise(),
-    ShortConvolution(), ShortWinograd(),
+    ShortConvolution(), ShortWinograd(), ConvolutionChain(),
 
     TiledMatMul(), StrassenMatMul(), PlainMatMul(), IntegerMatMul(), ShortMatMul(), GroupedMatMul(),
     BlockedAttention(),
