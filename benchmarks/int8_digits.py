@@ -28,7 +28,7 @@ from ingot.frontend import load
 from ingot.graph import Graph
 from ingot.passes import simplified
 from ingot.quantize import METHODS
-from ingot.quantize.insert import Manner
+from ingot.quantize.rounding import Manner
 from ingot.runtime.host import host_target
 from ingot.target import Target
 from ingot.tune import Tuning

@@ -18,7 +18,8 @@ from ingot.graph import parse
 from ingot.ops import infer
 from ingot.passes import simplified
 from ingot.quantize import quantisable
-from ingot.quantize.insert import Manner, quantized
+from ingot.quantize.insert import quantized
+from ingot.quantize.rounding import Manner
 from ingot.runtime.host import host_target
 
 

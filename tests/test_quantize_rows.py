@@ -13,7 +13,8 @@ from ingot.ops import infer
 from ingot.ops.reference import run_graph
 from ingot.passes import simplified
 from ingot.quantize import quantisable
-from ingot.quantize.insert import Manner, quantized
+from ingot.quantize.insert import quantized
+from ingot.quantize.rounding import Manner
 from ingot.runtime.host import host_target
 
 TEXT = """

@@ -14,7 +14,7 @@ from ingot.graph.types import F32
 from ingot.ops import infer
 from ingot.passes import simplified
 from ingot.quantize import quantisable
-from ingot.quantize.insert import Manner
+from ingot.quantize.rounding import Manner
 from ingot.runtime.host import host_target
 
 BROKEN = (2, 5, 9)          # layers whose input has one channel that drowns the others

@@ -45,8 +45,8 @@ class BuildOptions:
     group: int = field(default=32, metadata={
         "help": "rows of a weight's depth that share a scale, for int4-weights and int8-weights: 32, 64 or 128"})
     rounding: str = field(default="mse", metadata={
-        "help": "how weights become integers: rtn (to nearest), mse (ranges of least squared error), awq or gptq (both "
-                "on the data of --calibrate)"})
+        "help": "how weights become integers: rtn (to nearest), mse (ranges of least squared error), awq (weights "
+                "alone) or gptq (products, also for int8), both on the data of --calibrate"})
     outside: bool = field(default=False, metadata={
         "help": "of a GPU: the engine's inputs and outputs are of the short type, too"})
     candidates: bool = field(default=False, metadata={

@@ -18,7 +18,7 @@ from ingot.bench import measure
 from ingot.compiler.options import BuildOptions
 from ingot.compiler.running import Feeds, watching
 from ingot.compiler.sensitivity import Judge, Metric, Search, read_plan, search
-from ingot.compiler.weights import BITS, weights_only
+from ingot.compiler.weights import BITS, ROUNDING, second_moments, weights_only
 from ingot.engine import Engine, Variant, make_variant
 from ingot.errors import InputError
 from ingot.graph import Graph
@@ -26,7 +26,8 @@ from ingot.lower import Launch, Program, lower
 from ingot.passes import finished, optimize, simplified
 from ingot.quantize import Calibration, QuantSite, calibrate, quantisable
 from ingot.quantize.data import as_batches, batches
-from ingot.quantize.insert import Manner, quantized
+from ingot.quantize.insert import quantized
+from ingot.quantize.rounding import IntegerWeight, Manner, integer_weights
 from ingot.runtime.session import Session
 from ingot.target import Target
 from ingot.tune import Tuning
@@ -91,6 +92,12 @@ def calibrated(graph: Graph, target: Target, data: Any, *, method: str = "mse", 
     return calibrate(base, sites, run, batches(data, base), method=method, limit=limit, told=told)
 
 
+def product_moments(graph: Graph, target: Target, data: Any, limit: int) -> dict[str, np.ndarray]:
+    """The second moments of what every product reads, by site: what `gptq` rounds weights by."""
+    base = simplified(graph, target)
+    return second_moments(base, target, [s for s in quantisable(base) if s.op == "MatMul"], batches(data, base), limit)
+
+
 def lowered_precision(graph: Graph, target: Target, options: BuildOptions, given: Any, tuner: Tuner,
                       metric: Metric | None = None) -> Plan:
     """The plan that the options ask for. Raises InputError for an unknown precision, or without data."""
@@ -99,6 +106,9 @@ def lowered_precision(graph: Graph, target: Target, options: BuildOptions, given
     if options.precision != "int8":
         raise InputError(f"no precision is called {options.precision!r}",
                          mend=f"choose one of: {', '.join((*sorted(FLOATS), 'int8', *BITS))}")
+    if options.rounding not in ROUNDING or options.rounding == "awq":
+        raise InputError(f"int8 weights are not rounded by {options.rounding!r}", where="--rounding",
+                         mend="take rtn, mse or gptq")
     if given is None:
         raise InputError("int8 needs representative data", where="--precision int8",
                          mend="give --calibrate DATA (.npz or .npy files), or --scales FILE of an earlier build")
@@ -118,17 +128,27 @@ def lowered_precision(graph: Graph, target: Target, options: BuildOptions, given
             raise InputError(f"the plan names a site {unknown[0]!r} that the model has not", where=str(options.plan),
                              mend=f"its sites: {', '.join(sorted(names)[:8])}, ...")
         allowed = [n for n in names if told.get(n, "int8") == "int8"]
+    moments = None
+    if options.rounding == "gptq":
+        if data is None:
+            raise InputError("gptq needs the data itself, not its ranges", where="--rounding",
+                             mend="give --calibrate DATA, or take --rounding mse")
+        moments = product_moments(graph, target, data, options.samples)
+    base = simplified(graph, target)
+    manner = Manner(clip_weights=options.rounding != "rtn")
+    able = [s for s in quantisable(base) if s.input in calibration.tensors]
+    weights = integer_weights(base, able, calibration, manner, moments)
     found = None
     if options.accuracy_budget is not None:
         if data is None:
             raise InputError("a budget needs data to measure on", where="--accuracy-budget",
                              mend="give --calibrate DATA as well")
-        base = simplified(graph, target)
-        sites = [s for s in quantisable(base) if allowed is None or s.name in allowed]
-        judge = Judge(base, target, calibration, data[:_COMPARED], metric=metric)
+        sites = [s for s in able if allowed is None or s.name in allowed]
+        judge = Judge(base, target, calibration, data[:_COMPARED], manner, metric, weights)
         found = search(judge, sites, options.accuracy_budget)
         allowed = [s.name for s in sites if s.name not in found.floats]
-    plan = replace(planned(graph, target, calibration, tuner, only=allowed, race=options.tune), search=found)
+    plan = replace(planned(graph, target, calibration, tuner, only=allowed, manner=manner, race=options.tune,
+                           weights=weights), search=found)
     if data and plan.chosen:
         plan = replace(plan, accuracy=closeness(graph, plan.graph, target, data[:_COMPARED]))
     return plan
@@ -178,15 +198,19 @@ def closeness(graph: Graph, other: Graph, target: Target, data: Sequence[Feeds])
 
 
 def planned(graph: Graph, target: Target, calibration: Calibration, tuner: Tuner, *,
-            only: Sequence[str] | None = None, manner: Manner = Manner(), race: bool = True) -> Plan:
+            only: Sequence[str] | None = None, manner: Manner = Manner(), race: bool = True,
+            weights: Mapping[str, IntegerWeight] | None = None) -> Plan:
     """The plan for a graph: sites whose region is faster on integers, measured beside the float engine.
 
-    `only` names the sites that may be integer; without `race` all of them are, and nothing is timed.
+    `only` names the sites that may be integer; without `race` all of them are, and nothing is timed. `weights` are the
+    sites' weights as integers, where they were made before.
     """
     base = simplified(graph, target)
     sites = [s for s in quantisable(base) if s.input in calibration.tensors and (only is None or s.name in only)]
+    if weights is None:
+        weights = integer_weights(base, sites, calibration, manner)
     if not race:
-        made = quantized(base, sites, calibration, manner)
+        made = quantized(base, sites, calibration, manner, weights)
         return Plan(made, calibration, tuple(SiteTime(s, 0.0, 0.0, True) for s in sites))
     floats = lower(finished(base, target), target, chains=False)     # a time for every convolution
     float_tuned = tuner(floats)
@@ -194,7 +218,7 @@ def planned(graph: Graph, target: Target, calibration: Calibration, tuner: Tuner
     kept = list(sites)
     found: dict[str, SiteTime] = {}
     for _ in range(3):                      # what is dropped changes what its neighbours convert
-        made = quantized(base, kept, calibration, manner)
+        made = quantized(base, kept, calibration, manner, weights)
         program = lower(optimize(made, target), target)
         tuned = tuner(program)
         times = _times(program, tuned, kept)
@@ -252,5 +276,5 @@ def _converts(launch: Launch, value: str) -> bool:
         s.op in _CONVERSIONS for s in launch.site.steps)
 
 
-__all__ = ["FLOATS", "Plan", "SiteTime", "calibrated", "closeness", "lowered_precision", "planned", "side_by_side",
-           "watching"]
+__all__ = ["FLOATS", "Plan", "SiteTime", "calibrated", "closeness", "lowered_precision", "planned", "product_moments",
+           "side_by_side", "watching"]

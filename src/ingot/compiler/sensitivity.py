@@ -19,8 +19,9 @@ import numpy as np
 from ingot.compiler.running import Feeds, watching
 from ingot.errors import InputError
 from ingot.graph import Graph
-from ingot.quantize import Calibration, QuantSite
-from ingot.quantize.insert import Manner, quantized
+from ingot.quantize import Calibration, QuantSite, quantisable
+from ingot.quantize.insert import quantized
+from ingot.quantize.rounding import IntegerWeight, Manner, integer_weights
 from ingot.target import Target
 
 Outputs = Mapping[str, np.ndarray]
@@ -57,9 +58,14 @@ class Judge:
     """Measures sets of sites on data. `metric` judges outputs (points lost count); by default they are compared."""
 
     def __init__(self, base: Graph, target: Target, calibration: Calibration, data: Sequence[Feeds],
-                 manner: Manner = Manner(), metric: Metric | None = None) -> None:
+                 manner: Manner = Manner(), metric: Metric | None = None,
+                 weights: Mapping[str, IntegerWeight] | None = None) -> None:
         self._base, self._target, self._calibration, self._manner = base, target, calibration, manner
         self._data, self._metric = data, metric
+        if weights is None:
+            weights = integer_weights(base, [s for s in quantisable(base) if s.input in calibration.tensors],
+                                      calibration, manner)
+        self._weights = weights
         run = watching(base, target, base.outputs)
         self._wanted = [dict(run(f)) for f in data]
         self._known: dict[frozenset[str], float] = {}
@@ -74,7 +80,7 @@ class Judge:
         if not sites:
             return 0.0
         if key not in self._known:
-            made = quantized(self._base, sites, self._calibration, self._manner)
+            made = quantized(self._base, sites, self._calibration, self._manner, self._weights)
             run = watching(made, self._target, made.outputs)
             losses = [self._loss(f, w, run(f)) for f, w in zip(self._data, self._wanted, strict=True)]
             self._known[key] = float(np.mean(losses))

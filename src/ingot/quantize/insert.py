@@ -6,40 +6,36 @@ makes integer regions of them on targets that have such kernels.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from ingot.graph import Graph, GraphBuilder, Node
 from ingot.ops import infer
 from ingot.ops.op import OPS
-from ingot.quantize.scales import Calibration, TensorRange
+from ingot.quantize.rounding import IntegerWeight, Manner, by_rows, integer_weights, one_sided, smoothed
+from ingot.quantize.scales import Calibration
 from ingot.quantize.sites import QuantSite
-from ingot.quantize.weights import Groups, by_channel, by_groups
+from ingot.quantize.weights import Groups, by_groups
 
 
-@dataclass(frozen=True)
-class Manner:
-    """How sites are made integer."""
+def quantized(graph: Graph, sites: Collection[QuantSite], calibration: Calibration, manner: Manner = Manner(),
+              weights: Mapping[str, IntegerWeight] | None = None) -> Graph:
+    """The graph with the given sites on integers, their weights as given, or made of the calibration alone.
 
-    smooth: tuple[float, ...] = (0.3, 0.5, 0.7)     # SmoothQuant's alphas to try for products (Xiao et al. 2023)
-    correct_bias: bool = True   # add back the mean error of rounded weights (Nagel et al. 2019)
-    clip_weights: bool = True   # weights' ranges of least squared error
-    residuals: bool = True      # additions in networks of images read the integers, too
-    rows: float = 0.9           # products scale each row by itself where rows span less than this share of the range
-
-
-def quantized(graph: Graph, sites: Collection[QuantSite], calibration: Calibration,
-              manner: Manner = Manner()) -> Graph:
-    """The graph with the given sites on integers. Raises KeyError where the calibration lacks a site's input."""
-    return _Insertion(graph, sites, calibration, manner).graph()
+    Raises KeyError where the calibration lacks a site's input.
+    """
+    if weights is None:
+        weights = integer_weights(graph, sites, calibration, manner)
+    return _Insertion(graph, sites, calibration, manner, weights).graph()
 
 
 class _Insertion:
     """The state of one insertion; lives inside `quantized`."""
 
-    def __init__(self, graph: Graph, sites: Collection[QuantSite], calibration: Calibration, manner: Manner) -> None:
-        self.source, self.calibration, self.manner = graph, calibration, manner
+    def __init__(self, graph: Graph, sites: Collection[QuantSite], calibration: Calibration, manner: Manner,
+                 weights: Mapping[str, IntegerWeight]) -> None:
+        self.source, self.calibration, self.manner, self.weights = graph, calibration, manner, weights
         self.sites = {s.name: s for s in sites}
         self.build = GraphBuilder(infer, graph.symbols)
         self.integers: dict[tuple[str, str], str] = {}          # (tensor, smoothing) -> its dequantised form
@@ -71,14 +67,9 @@ class _Insertion:
             i in self.images for i in node.inputs)
 
     def _by_rows(self, value: str) -> bool:
-        """Whether each row of a value gets a scale of its own, found while the engine runs: rows differ so much that
-        one scale for all would be too coarse for most, or cut off some. For rows of sequences: a head that reads one
-        row for each item would pay for it, and gain little."""
+        """Whether every site that reads a value wants a scale for each of its rows."""
         t = self.calibration.tensors[value]
-        whole = max(t.most, 0.0) - min(t.least, 0.0)
-        sequences = self.source.types[value].rank > 2
-        products = sequences and all(s.op == "MatMul" for s in self.sites.values() if s.input == value)
-        return products and 0.0 < t.span < self.manner.rows * whole
+        return all(by_rows(self.source, s, t, self.manner) for s in self.sites.values() if s.input == value)
 
     def _row_integers(self, value: str, smooth: np.ndarray | None) -> str:
         """The value through integers, a scale for each row: u8 about a zero point that all rows share."""
@@ -94,12 +85,12 @@ class _Insertion:
 
         if smooth is not None:
             value = node("Mul", value, build.constant(f"{stem}.smooth", (1 / smooth).astype(np.float32)))
-            t = _smoothed(t, smooth)
-        one_sided = -t.least < _ONE_SIDED * t.most
+            t = smoothed(t, smooth)
+        above = one_sided(t)
         # what lies below zero is bounded where it is little (a Gelu's least value), else as far away as the rest
-        zero = int(np.ceil(255 * -t.least / (t.span - t.least))) if one_sided else 128
-        floor = -t.least / zero if one_sided and zero else 0.0
-        far = node("ReduceMax", value if one_sided else node("Abs", value), axes=(-1,), keepdims=1)
+        zero = int(np.ceil(255 * -t.least / (t.span - t.least))) if above else 128
+        floor = -t.least / zero if above and zero else 0.0
+        far = node("ReduceMax", value if above else node("Abs", value), axes=(-1,), keepdims=1)
         scale = node("Max", node("Mul", far, number("part", 1 / (255 - zero))), number("floor", max(floor, 1e-12)))
         at = build.constant(f"{stem}.zero", np.asarray(zero, np.uint8))
         q = node("Quantize", value, node("Reciprocal", scale), at, output_dtype="u8", multiply=1)
@@ -112,7 +103,7 @@ class _Insertion:
             self.integers[key] = self._row_integers(value, smooth)
         if key not in self.integers:
             build, t = self.build, self.calibration.tensors[value]
-            found = t.range if smooth is None else _smoothed(t, smooth).range
+            found = t.range if smooth is None else smoothed(t, smooth).range
             scale = np.float32(found.scale)
             factor = np.asarray(np.float32(1) / scale)
             stem = build.fresh(f"{value}.scale")
@@ -128,26 +119,16 @@ class _Insertion:
         return self.integers[key]
 
     def _site(self, node: Node, site: QuantSite) -> None:
-        build, g = self.build, self.source
-        weight = g.constants[site.weight]
-        smooth = self._smoothing(site, weight)
-        x = self._dequantized(site.input, smooth)
-        kept = weight if smooth is None else weight * smooth[:, None]
-        axis = 0 if site.op == "Conv" else 1
-        integers, scale = by_channel(kept, axis, clip=self.manner.clip_weights)
-        shape = tuple(-1 if k == axis else 1 for k in range(weight.ndim))
+        build, g, made = self.build, self.source, self.weights[site.name]
+        x, correction = self._dequantized(site.input, made.smooth), made.correction
         stem = build.fresh(f"{site.name}.weight")
-        w = build.node("Dequantize", build.constant(f"{stem}.i8", integers),
-                       build.constant(f"{stem}.scale", scale.reshape(shape)), name=build.fresh(f"{stem}.back"))
-        error = integers * scale.reshape(shape) - kept
-        if smooth is not None:
-            error = error / smooth[:, None]
-        correction = self._correction(site, node, error)
+        w = build.node("Dequantize", build.constant(f"{stem}.i8", made.integers),
+                       build.constant(f"{stem}.scale", made.scale), name=build.fresh(f"{stem}.back"))
         if correction is None:
             build.add(replace(node, inputs=(x, w, *node.inputs[2:])))
             return
         if site.op == "Conv":
-            old = g.constants.get(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(weight.shape[0], np.float32)
+            old = g.constants.get(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(len(made.integers), np.float32)
             if old is not None:
                 bias = build.constant(f"{stem}.bias", (old - correction).astype(np.float32))
                 build.add(replace(node, inputs=(x, w, bias)))
@@ -157,40 +138,6 @@ class _Insertion:
         row = correction if site.op == "MatMul" else correction.reshape(1, -1, 1, 1)
         build.node("Sub", raw, build.constant(f"{stem}.correction", row.astype(np.float32)), name=site.name,
                    origin=node.origin)
-
-    def _smoothing(self, site: QuantSite, weight: np.ndarray) -> np.ndarray | None:
-        """What each input channel is divided by, and its row of the weight multiplied with; None for nothing.
-
-        Of several strengths the one whose rounding adds the least variance to the result, by the channels' statistics.
-        """
-        t = self.calibration.tensors[site.input]
-        if not self.manner.smooth or site.op != "MatMul" or len(t.peaks) != len(weight) or len(t.energy) != len(weight):
-            return None
-        if self._by_rows(site.input) and -t.least < _ONE_SIDED * t.most:
-            return None         # a row's scale does what smoothing would
-        peaks, energy = np.maximum(np.asarray(t.peaks), 1e-5), np.asarray(t.energy)
-        rows = np.maximum(np.abs(weight).max(1), 1e-5)
-        best, found = _GAIN * _variance(weight, energy, t.range.scale, np.ones_like(peaks)), None
-        for strength in self.manner.smooth:
-            smooth = peaks ** strength / rows ** (1 - strength)
-            smooth = smooth / np.exp(np.log(smooth).mean())
-            added = _variance(weight, energy, _smoothed(t, smooth).range.scale, smooth)
-            if added < best:
-                best, found = added, smooth.astype(np.float32)
-        return found
-
-    def _correction(self, site: QuantSite, node: Node, error: np.ndarray) -> np.ndarray | None:
-        """The mean of what the rounded weights add to each result channel."""
-        means = np.asarray(self.calibration.tensors[site.input].means, np.float64)
-        if not self.manner.correct_bias or len(means) != site.channels or self._by_rows(site.input):
-            return None         # the mean over rows of very different size is nobody's
-        if site.op == "MatMul":
-            return np.asarray(means @ error)
-        group = weight_groups(site, error)
-        inner = error.shape[1]
-        flat = error.reshape(error.shape[0], inner, -1).sum(2)
-        each = error.shape[0] // group
-        return np.concatenate([flat[g * each:(g + 1) * each] @ means[g * inner:(g + 1) * inner] for g in range(group)])
 
 
 def weights_quantized(graph: Graph, sites: Collection[QuantSite], how: Groups, calibration: Calibration | None = None,
@@ -227,30 +174,6 @@ def weights_quantized(graph: Graph, sites: Collection[QuantSite], how: Groups, c
             x = build.node("Mul", x, divisor, name=build.fresh(f"{site.input}.divided"))
         build.add(replace(node, inputs=(x, weight)))
     return build.finish(*graph.outputs)
-
-
-def weight_groups(site: QuantSite, weight: np.ndarray) -> int:
-    """The groups of a convolution, from its channels."""
-    return site.channels // int(weight.shape[1])
-
-
-def _smoothed(t: TensorRange, smooth: np.ndarray) -> TensorRange:
-    """The range once each channel is divided by its part: from the channels' peaks, on the sides that were seen."""
-    reach = float((np.asarray(t.peaks) / smooth).max())
-    return replace(t, low=max(-reach, t.least / float(smooth.min())) if t.least < 0 else 0.0, high=reach)
-
-
-def _variance(weight: np.ndarray, energy: np.ndarray, step: float, smooth: np.ndarray) -> float:
-    """What rounding adds to the result's variance: steps of the input through the weights, steps of the weights
-    through the input."""
-    kept = weight * smooth[:, None]
-    through = step ** 2 * float((kept ** 2).sum())
-    steps = (np.abs(kept).max(0) / 127) ** 2
-    return through + float((energy / smooth ** 2).sum()) * float(steps.sum())
-
-
-_ONE_SIDED = 0.2    # what lies below zero is less than this share of what lies above
-_GAIN = 0.8         # smoothing must take this share of the variance, or it is left out
 
 
 __all__ = ["Manner", "quantized", "weights_quantized"]

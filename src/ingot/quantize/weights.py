@@ -15,10 +15,12 @@ import numpy as np
 _SHRUNK = np.linspace(1.0, 0.6, 21)
 
 
-def by_channel(weight: np.ndarray, axis: int, *, clip: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def by_channel(weight: np.ndarray, axis: int, *, clip: bool = False,
+               moments: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """A weight as i8 in -127..127 and the scale of each channel along `axis`, in f32.
 
-    With `clip` each channel's range is the one of 21 that loses the least squared error.
+    With `clip` each channel's range is the one of 21 that loses the least squared error. With `moments`, the matrix of
+    second moments of what a product reads, the weight is [depth, columns], and errors are moved on as `gptq` does.
     """
     moved = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float32)
     peak = np.abs(moved).max(1)
@@ -27,6 +29,9 @@ def by_channel(weight: np.ndarray, axis: int, *, clip: bool = False) -> tuple[np
         errors = np.stack([_error(moved, peak * s) for s in _SHRUNK])
         share = _SHRUNK[errors.argmin(0)].astype(np.float32)
     scale = np.maximum(peak * share / 127, np.float32(1e-12)).astype(np.float32)
+    if moments is not None:
+        nothing = np.zeros_like(scale)[None]
+        return _gptq(weight, scale[None], nothing, (-127, 127), len(weight), moments).astype(np.int8), scale
     shape = tuple(-1 if k == axis % weight.ndim else 1 for k in range(weight.ndim))
     integers = np.clip(np.rint(weight / scale.reshape(shape)), -127, 127).astype(np.int8)
     return integers, scale
@@ -120,7 +125,7 @@ def by_groups(weight: np.ndarray, how: Groups, energy: np.ndarray | None = None,
     scale, zero = _best(blocks, how, weighed.reshape(-1, size, 1))
     scale = scale.astype(np.float32)
     if how.method == "gptq" and moments is not None:
-        integers = _gptq(kept, scale, zero, how, size, moments)
+        integers = _gptq(kept, scale, zero, _limits(how), size, moments)
     else:
         integers = _rounded(blocks, scale, zero, how).reshape(kept.shape)
     name = {(4, True): ml_dtypes.int4, (4, False): ml_dtypes.uint4, (8, True): np.int8, (8, False): np.uint8}
@@ -144,13 +149,13 @@ def _awq(weight: np.ndarray, how: Groups, size: int, energy: np.ndarray) -> np.n
     return found
 
 
-def _gptq(weight: np.ndarray, scale: np.ndarray, zero: np.ndarray, how: Groups, size: int,
+def _gptq(weight: np.ndarray, scale: np.ndarray, zero: np.ndarray, limits: tuple[int, int], size: int,
           moments: np.ndarray) -> np.ndarray:
     """Row after row of the depth, the error of each moved into the rows after it by the inverse of the moments."""
     depth = len(weight)
     damped = moments.astype(np.float64) + np.eye(depth) * max(0.01 * float(np.diag(moments).mean()), 1e-9)
     upper = np.linalg.cholesky(np.linalg.inv(damped)).T
-    low, high = _limits(how)
+    low, high = limits
     left, found = weight.astype(np.float64).copy(), np.empty(weight.shape)
     for start in range(0, depth, _BLOCK):
         stop = min(start + _BLOCK, depth)
