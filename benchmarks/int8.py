@@ -32,7 +32,7 @@ from ingot.frontend import load as load_graph
 from ingot.runtime.host import host_target
 from ingot.verify import random_feeds
 
-MODELS = ("resnet18", "resnet50", "mobilenetv2", "bert_base", "minilm")
+MODELS = ("resnet18", "resnet50", "mobilenetv2", "yolo", "bert_base", "minilm")
 SAMPLES = 32
 Feeds = Mapping[str, np.ndarray]
 

@@ -1,4 +1,4 @@
-"""Small Q/DQ models as four producers write them: ONNX Runtime's static quantisation, NNCF, PyTorch's pt2e, and by hand.
+"""Small Q/DQ models as four producers write them: ONNX Runtime's static form, NNCF, PyTorch's pt2e, and by hand.
 
     python -m benchmarks.quantised_models --out tests/quantised [--only pytorch]
 

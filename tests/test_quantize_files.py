@@ -1,4 +1,4 @@
-"""Q/DQ models of four producers (`benchmarks/quantised_models.py` made them): what the standard says, within a quantum."""
+"""Q/DQ models of four producers, as `benchmarks/quantised_models.py` makes them: the standard, within a quantum."""
 from __future__ import annotations
 
 from functools import cache

@@ -1,7 +1,8 @@
 """Write integer products, narrow integers and indexing out in ops that have kernels: rules of the pass `write_out`.
 
-Integer products are summed in 32 bits, or as f64, which holds every sum of 8-bit products below 2^53 exactly; what is
-scaled afterwards is scaled in f64, as the reference does.
+Integer products are summed by the kernels of integers where their operands can be brought into the form these take,
+else in 32 bits, or as f64, which holds every sum of 8-bit products below 2^53 exactly; what is scaled afterwards is
+scaled in f64, as the reference does.
 """
 from __future__ import annotations
 
@@ -37,6 +38,38 @@ def _less(match: Match, value: str, zero: str, dtype: DType, axis: int | None = 
     return match.add("Sub", wide, point)
 
 
+# --- operands that kernels of integers take ---------------------------------------------------------------------------
+
+def _kernels_form(match: Match, x: str, x_zero: str, w: str, w_zero: str) -> tuple[str, str, str] | None:
+    """Input, its zero point and weight as the kernels sum them (u8, u8 and i8 without one), which keeps every sum; None
+    where that cannot be: signed inputs move up by 128 with their zero point, weights lose theirs where 8 bits hold it.
+    """
+    weight, zero = match.const(w), match.const(w_zero) if w_zero else None
+    if weight is None or (w_zero and zero is None) or match.type(x).dtype not in (U8, I8):
+        return None
+    point = match.const(x_zero) if x_zero else np.zeros((), np.int8)
+    signed = match.type(x).dtype == I8
+    if (x_zero and _size(match, x_zero) != 1) or (signed and point is None):
+        return None
+    wide = weight.astype(np.int16)
+    if zero is not None and zero.any():
+        if zero.size != 1:      # a convolution's, per output channel; a product's lie along its columns
+            shape = (-1, *(1,) * (wide.ndim - 1)) if match.root.op in ("QLinearConv", "ConvInteger") else (1, -1)
+            zero = zero.reshape(shape)
+        wide = wide - zero.astype(np.int16).reshape(zero.shape if zero.size != 1 else ())
+    if wide.min(initial=0) < -128 or wide.max(initial=0) > 127:
+        return None
+    if weight.dtype != np.int8 or (zero is not None and zero.any()):
+        w = match.constant(wide.astype(np.int8), f"{w}.i8")
+    if signed and point is not None:
+        moved = match.add("Add", match.add("Cast", x, to="i32"), match.constant(np.asarray(128, np.int32)))
+        x = match.add("Cast", moved, to="u8")
+        x_zero = match.constant((point.astype(np.int16).reshape(()) + 128).astype(np.uint8), f"{x}.zero")
+    elif x_zero and match.type(x_zero).rank and point is not None:
+        x_zero = match.constant(point.reshape(()), f"{x_zero}.one")
+    return x, x_zero, w
+
+
 # --- products ---------------------------------------------------------------------------------------------------------
 
 def _several_rows(match: Match, zero: str) -> str | None:
@@ -57,6 +90,8 @@ def _served_product(match: Match) -> str | None:
 def _integer_product(match: Match) -> str:
     a, b, a_zero, b_zero = (operand(match, i) for i in range(4))
     i32 = match.out.dtype
+    if match.type(b).rank == 2 and (found := _kernels_form(match, a, a_zero, b, b_zero)):
+        return match.add("MatMulInteger", found[0], found[2], found[1])
     return match.add("MatMul", _less(match, a, a_zero, i32), _less(match, b, b_zero, i32))
 
 
@@ -84,7 +119,9 @@ def _not_one_scale(match: Match) -> str | None:
 
 def _quantised_product(match: Match) -> str:
     a, sa, za, b, sb, zb, sy, zy = (operand(match, i) for i in range(8))
-    total = match.add("MatMulInteger", a, b, za, zb)
+    found = _kernels_form(match, a, za, b, zb)
+    total = match.add("MatMulInteger", found[0], found[2], found[1]) if found else \
+        match.add("MatMulInteger", a, b, za, zb)
     return _scaled(match, total, (sa, sb, sy), zy)
 
 
@@ -97,6 +134,8 @@ def _not_one_zero(match: Match) -> str | None:
 
 def _integer_convolution(match: Match) -> str:
     x, w, x_zero, w_zero = (operand(match, i) for i in range(4))
+    if found := _kernels_form(match, x, x_zero, w, w_zero):
+        return match.add("ConvInteger", found[0], found[2], found[1], **dict(match.root.attrs))
     made = match.add("Conv", _less(match, x, x_zero, F64), _less(match, w, w_zero, F64, 0), **dict(match.root.attrs))
     return match.add("Cast", made, to=match.out.dtype.name)
 
@@ -110,8 +149,14 @@ def _not_plain_convolution(match: Match) -> str | None:
 
 def _quantised_convolution(match: Match) -> str:
     x, sx, zx, w, sw, zw, sy, zy, bias = (operand(match, i) for i in range(9))
-    total = match.add("Conv", _less(match, x, zx, F64), _less(match, w, zw, F64, 0),
-                      match.add("Cast", bias, to="f64") if bias else "", **dict(match.root.attrs))
+    if found := _kernels_form(match, x, zx, w, zw):
+        total = match.add("ConvInteger", found[0], found[2], found[1], **dict(match.root.attrs))
+        if bias:
+            ones = (1,) * (match.type(x).rank - 2)
+            total = match.add("Add", total, match.add("Reshape", bias, shape=(match.type(bias).shape[0], *ones)))
+    else:
+        total = match.add("Conv", _less(match, x, zx, F64), _less(match, w, zw, F64, 0),
+                          match.add("Cast", bias, to="f64") if bias else "", **dict(match.root.attrs))
     if _size(match, sw) != 1:
         rank = match.type(x).rank
         sw = match.add("Reshape", sw, shape=(match.type(sw).shape[0], *(1,) * (rank - 2)))
