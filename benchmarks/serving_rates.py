@@ -2,15 +2,19 @@
 
     python -m benchmarks.serving_rates --engine minilm.ingot --servers cost,plain-8-5,litserve-16-10,...
         --peers litserve=/venvs/litserve,... --out benchmarks/results/serving-rates.json
+    python -m benchmarks.serving_rates --images --engine resnet50.ingot --servers ... --out ...
 
 `cost` is Ingot with batching by cost, `plain-ROWS-MS` Ingot with that fixed setting, `bentoml-ROWS-MS`,
-`litserve-ROWS-MS` and `mlserver-ROWS-MS` the others around the same engine with the same threads. All are asked over
-HTTP in JSON. Every run adds to what the file holds. The engine takes `input_ids` and `attention_mask` [batch, length].
+`litserve-ROWS-MS` and `mlserver-ROWS-MS` the others around the same engine with the same threads (BentoML finds its
+delay itself: MS is its `max_latency_ms`, 0 its default). All are asked over HTTP: sentences in JSON; images as binary
+tensors, of the others as base 64 in JSON, the quickest way into them their documentation has. Every run adds to what
+the file holds. The engine takes `input_ids` and `attention_mask` [batch, length], or `pixels` u8[batch, 3, 224, 224].
 """
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import json
 import os
 import re
@@ -37,6 +41,8 @@ HERE = Path(__file__).parent
 PORTS = {"bentoml": 9210, "litserve": 9220, "mlserver": 9230}
 PATHS = {"bentoml": "/infer", "litserve": "/predict", "mlserver": "/v2/models/engine/infer"}
 LONGEST = 128
+IMAGE = 100_000         # bytes that no request of a sentence has
+PAD = "pad:\n  input_ids: 0\n  attention_mask: 0\n"
 KINDS = ("cost", "plain", "bentoml", "litserve", "mlserver")
 
 
@@ -64,6 +70,19 @@ def request(kind: str, row: list[int]) -> bytes:
     body = json.dumps({"inputs": [{"name": n, "datatype": "INT64", "shape": [1, len(v)], "data": v}
                                   for n, v in tensors.items()]})
     return post(PATHS.get(kind, "/v2/models/engine/infer"), body.encode(), "Content-Type: application/json")
+
+
+def image_request(kind: str, image: np.ndarray) -> bytes:
+    """One image u8[3, 224, 224] as the server wants it."""
+    if kind in ("cost", "plain"):
+        tensor = {"name": "pixels", "datatype": "UINT8", "shape": [1, *image.shape],
+                  "parameters": {"binary_data_size": image.nbytes}}
+        head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+        return post("/v2/models/engine/infer", head + image.tobytes(), f"Inference-Header-Content-Length: {len(head)}")
+    text = base64.b64encode(image.tobytes()).decode()
+    told: dict[str, Any] = {"x": [text]} if kind != "mlserver" else \
+        {"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1], "data": [text]}]}
+    return post(PATHS[kind], json.dumps(told).encode(), "Content-Type: application/json")
 
 
 async def offered(at: str, requests: list[bytes], rate: float, seconds: float, seed: int) -> Outcome:
@@ -98,7 +117,7 @@ async def offered(at: str, requests: list[bytes], rate: float, seconds: float, s
 
 
 @contextmanager
-def ours(engine: Path, kind: str, rows: str, delay: str, threads: int, goal: float) -> Iterator[str]:
+def ours(engine: Path, kind: str, rows: str, delay: str, threads: int, goal: float, pad: str) -> Iterator[str]:
     """Ingot over the engine; gives where."""
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text) / "engine"
@@ -107,22 +126,22 @@ def ours(engine: Path, kind: str, rows: str, delay: str, threads: int, goal: flo
             os.symlink(engine.absolute(), folder / "model.ingot")
         how = f"batching: plain\nmax_batch: {rows}\nmax_delay: {delay}\n" if kind == "plain" else f"p99: {goal}\n"
         (folder / "config.yaml").write_text(
-            f"{how}threads: {threads}\npad:\n  input_ids: 0\n  attention_mask: 0\nqueue: 4096\n")
+            f"{how}threads: {threads}\n{pad}queue: 4096\n")
         with serving(Path(text)) as server:
             yield server.http
 
 
 @contextmanager
-def theirs(python: Path, engine: Path, kind: str, rows: str, delay: str, threads: int) -> Iterator[str]:
+def theirs(python: Path, engine: Path, kind: str, rows: str, delay: str, threads: int, raw: bytes) -> Iterator[str]:
     """Another server over the engine; gives where."""
     port = PORTS[kind]
     source = str(HERE.parent / "src")
     process = subprocess.Popen(
-        [python, HERE / "serving_peers" / "engine.py", kind, str(port), engine.absolute(), str(threads), rows, delay],
+        [python, HERE / "serving_peers" / "engine.py", kind, str(port), "images" if len(raw) > IMAGE else "sentences",
+         engine.absolute(), str(threads), rows, delay],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         env={"HOME": os.path.expanduser("~"), "PATH": f"{python.parent}:/usr/bin:/bin", "PYTHONPATH": source})
     try:
-        raw = request(kind, list(range(101, 120)))
         head, _, body = raw.partition(b"\r\n\r\n")
         until = time.time() + 60
         while True:
@@ -149,6 +168,7 @@ def main() -> None:
     """Measure the servers that are named, and add them to the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine", type=Path, required=True)
+    parser.add_argument("--images", action="store_true")
     parser.add_argument("--servers", default="cost")
     parser.add_argument("--peers", default="", help="name=folder of its virtual environment, ...")
     parser.add_argument("--goal", type=float, default=100, help="milliseconds of p99")
@@ -159,18 +179,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     told = parser.parse_args()
     peers = dict(p.split("=") for p in told.peers.split(",") if p)
-    rows = rows_of(sentences(HERE.parent / "docs"))
-    np.random.default_rng(0).shuffle(rows)
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (3, 224, 224), np.uint8) for _ in range(8)]
+    rows = [] if told.images else rows_of(sentences(HERE.parent / "docs"))
+    random.shuffle(rows)
     lengths = sorted(map(len, rows))
     before = json.loads(told.out.read_text()) if told.out and told.out.exists() else {"servers": {}}
     for name in told.servers.split(","):
         kind, _, rest = name.partition("-")
         size, _, delay = rest.partition("-")
-        at_server = theirs(Path(peers[kind]) / "bin" / "python", told.engine, kind, size, delay, told.threads) \
-            if kind in PORTS else ours(told.engine, kind, size, delay, told.threads, told.goal)
+        requests = [image_request(kind, i) for i in images] if told.images else [request(kind, row) for row in rows]
+        at_server = theirs(Path(peers[kind]) / "bin" / "python", told.engine, kind, size, delay, told.threads,
+                           requests[0]) if kind in PORTS \
+            else ours(told.engine, kind, size, delay, told.threads, told.goal, "" if told.images else PAD)
         with at_server as at:
-            requests = [request(kind, row) for row in rows]
-
             async def trial(rate: float, at: str = at, requests: list[bytes] = requests) -> Outcome:
                 return await offered(at, requests, rate, told.seconds, int(rate))
 
@@ -180,8 +202,8 @@ def main() -> None:
         before["servers"][name] = entry
         print(name, entry, flush=True)
     report = {**machine(), "engine": told.engine.name, "goal_ms": told.goal, "seconds": told.seconds,
-              "engine_threads": told.threads, "sentences": len(rows),
-              "lengths": {"least": lengths[0], "median": lengths[len(lengths) // 2], "most": lengths[-1]}, **before}
+              "engine_threads": told.threads, **({} if told.images else {"sentences": len(rows), "lengths": {
+                  "least": lengths[0], "median": lengths[len(lengths) // 2], "most": lengths[-1]}}), **before}
     if told.out:
         told.out.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -1,9 +1,9 @@
 """The same engine, batched adaptively by each of the other servers as its documentation sets it up.
 
-    python engine.py bentoml|litserve|mlserver PORT ENGINE THREADS MAX_BATCH MAX_DELAY_MS
+    python engine.py bentoml|litserve|mlserver PORT sentences|images ENGINE THREADS MAX_BATCH MAX_DELAY_MS
 
 Requests are JSON: rows of token ids in `x` (or the V2 protocol's), zeros fill up; the answer is the embedding. The
-batch is padded to its longest row, as one does by hand.
+batch is padded to its longest row, as one does by hand. Images are bytes in base 64.
 """
 from __future__ import annotations
 
@@ -36,11 +36,14 @@ def litserve(port: int) -> None:
 
 
 def bentoml(port: int) -> None:
-    """BentoML: `@bentoml.api(batchable=True, max_batch_size, max_latency_ms)`."""
+    """BentoML: `@bentoml.api(batchable=True, max_batch_size, max_latency_ms)`; it finds the delay by itself.
+
+    Beyond `max_latency_ms` it refuses; the delay told is taken for it, its own default (60,000) where that is 0.
+    """
     subprocess.run([str(Path(sys.executable).parent / "bentoml"), "serve", "engine_bentoml:Engine", "--port",
                     str(port)], check=True, cwd=HERE)
 
 
 if __name__ == "__main__":
-    os.environ |= dict(zip(("ENGINE", "THREADS", "BATCH", "DELAY", "GOAL"), [*sys.argv[3:], "1000"], strict=True))
+    os.environ |= dict(zip(("MODEL", "ENGINE", "THREADS", "BATCH", "DELAY"), sys.argv[3:], strict=True))
     {"mlserver": mlserver, "litserve": litserve, "bentoml": bentoml}[sys.argv[1]](int(sys.argv[2]))

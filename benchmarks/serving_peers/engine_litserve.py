@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 import litserve
-from engine_session import Embedder
+from engine_session import model
 
 
 class Engine(litserve.LitAPI):
@@ -12,26 +12,26 @@ class Engine(litserve.LitAPI):
 
     def setup(self, device: str) -> None:
         """Load the engine."""
-        self.embed = Embedder()
+        self.run = model()
 
     def decode_request(self, request: dict[str, Any]) -> Any:
-        """The token ids."""
+        """The token ids, or the image."""
         return request["x"][0]
 
     def batch(self, inputs: list[Any]) -> list[Any]:
         """Rows of different lengths stay a list."""
         return inputs
 
-    def predict(self, x: list[list[int]]) -> Any:
+    def predict(self, x: list[Any]) -> Any:
         """One batch."""
-        return self.embed(x)
+        return self.run(x)
 
     def unbatch(self, output: Any) -> list[Any]:
         """Row by row."""
         return list(output)
 
     def encode_response(self, output: Any) -> dict[str, Any]:
-        """The embedding."""
+        """The embedding, or the scores."""
         return {"embedding": output.tolist()}
 
 
