@@ -1,15 +1,20 @@
 """Engines on Ray Serve: a local cluster of two nodes; two replicas beside one; a replica killed under load.
 
     python -m benchmarks.serving_ray --engine model.ingot --out benchmarks/results/serving-ray.json
+
+Requests come through the deployment's handle, at the largest shape the engine takes (`--smallest`: the smallest), so
+that the work is in the replicas. Beside it: what one and two processes of one thread come to without Ray.
 """
 from __future__ import annotations
 
 import argparse
 import asyncio
 import json
+import multiprocessing
 import os
 import signal
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +48,26 @@ async def answered(handle: Any, feeds: dict[str, np.ndarray], wanted: dict[str, 
     return found
 
 
+def bare(path: Path, feeds: dict[str, np.ndarray], seconds: float) -> float:
+    """Runs per second of one process with one thread."""
+    session = Session(load(path, threads=1), 1)
+    session.run(dict(feeds))
+    count, begin = 0, time.perf_counter()
+    while time.perf_counter() < begin + seconds:
+        session.run(dict(feeds))
+        count += 1
+    return count / (time.perf_counter() - begin)
+
+
+def bare_rates(path: Path, feeds: dict[str, np.ndarray], seconds: float) -> list[float]:
+    """Runs per second of one such process, and of two at once."""
+    found = []
+    for count in (1, 2):
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+            found.append(sum(pool.map(bare, [path] * count, [feeds] * count, [seconds] * count)))
+    return found
+
+
 def replicas() -> list[int]:
     """Process ids of the replicas."""
     return [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and b"ray::ServeReplica" in _command(p)]
@@ -60,15 +85,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--smallest", action="store_true")
     parser.add_argument("--out", type=Path)
     told = parser.parse_args()
     engine = load(told.engine, threads=1)
-    feeds = random_feeds(engine.graph, {s.name: s.min for s in engine.graph.symbols.values()}, 0)
+    sizes = {s.name: s.min if told.smallest else s.max for s in engine.graph.symbols.values()}
+    feeds = random_feeds(engine.graph, sizes, 0)
+    one, two = bare_rates(told.engine, feeds, told.seconds / 2)
     wanted = {k: v.copy() for k, v in Session(engine, 1).run(dict(feeds)).items()}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, logging_level="error")
-    report: dict[str, Any] = {"engine": told.engine.name, "nodes": len(ray.nodes())}
+    report: dict[str, Any] = {"engine": told.engine.name, "nodes": len(ray.nodes()), "sizes": sizes,
+                              "threads of a replica": 1, "without Ray, per second": [round(one, 3), round(two, 3)],
+                              "without Ray, two over one": two / one}
     for count in (1, 2):
         handle = serve.run(deployment(told.engine.resolve(), name="engine", threads=1, replicas=(count, count)),
                            name="engine", route_prefix="/engine")

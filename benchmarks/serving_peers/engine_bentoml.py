@@ -14,7 +14,8 @@ class Engine:
     def __init__(self) -> None:
         self.run = model()
 
-    @bentoml.api(batchable=True, max_batch_size=int(os.environ["BATCH"]), max_latency_ms=int(os.environ["DELAY"]) or 60000)
+    @bentoml.api(batchable=True, max_batch_size=int(os.environ["BATCH"]),
+                 max_latency_ms=int(os.environ["DELAY"]) or 60000)
     def infer(self, x: list[Row]) -> list[list[float]]:
         """One batch."""
         found: list[list[float]] = self.run(x).tolist()

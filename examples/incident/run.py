@@ -3,8 +3,8 @@
     python examples/incident/run.py [--seconds 10] [--out FOLDER]
 
 Builds a small convolutional network at batch 32, promises what a benchmark at that shape says, serves it to cameras
-that send single frames, and records them. Then `ingot diagnose` says why it is slow, `ingot recommend` what to do; the
-engine is built for the recorded traffic and served again. Writes incident.md and incident.svg.
+that send single frames over HTTP, and records them. Then `ingot diagnose` says why it is slow, the engine is built for
+the recorded traffic, batched as `ingot recommend` says, and served again. Writes incident.md and incident.svg.
 """
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,13 @@ import ingot
 from ingot.bench import measure
 from ingot.runtime.host import host_target
 
-SIDE, CHANNELS, LAYERS = 112, 64, 12
+SIDE, CHANNELS, LAYERS = 112, 64, 8
+ENGINE = "models/camera/model.ingot"
 ROUNDS = 3
 
 
 def network() -> bytes:
-    """Frames of bytes [N, 3, 112, 112] to ten scores: twelve 3x3 convolutions, then the mean."""
+    """Frames of bytes [N, 3, 112, 112] to ten scores: eight 3x3 convolutions, then the mean."""
     random = np.random.default_rng(0)
     nodes = [helper.make_node("Cast", ["frame"], ["v0"], to=TensorProto.FLOAT)]
     weights = []
@@ -165,46 +167,86 @@ def plot(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    tuned: str
+    promised_ms: float
+    served_ms: float
+    waits_ms: float
+
+    @property
+    def ratio(self) -> float:
+        """Served over promised, in frames per second."""
+        return self.promised_ms / self.served_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, also as frames per second."""
+        return {**asdict(self), "promised_fps": 1e3 / self.promised_ms, "served_fps": 1e3 / self.served_ms,
+                "ratio": self.ratio}
+
+
+def measured(name: str, work: Path, rows: int, told: argparse.Namespace, *options: str, ask: bool = False
+             ) -> tuple[Row, list[dict[str, str]]]:
+    """Promised and served with the folder's engine, and what `ingot diagnose` says of it where it is asked."""
+    with server(work / "models", *options) as places:
+        promise, found = in_turns(work / ENGINE, rows, places["http"], told.cameras, told.seconds)
+        findings = ingot_says("diagnose", "camera", "--at", places["http"])["findings"] if ask else []
+    row = Row(name, f"batch {rows}", promise, *found)
+    print(f"{name}: {promise:.2f} ms per frame promised at {row.tuned}, {row.served_ms:.2f} ms served "
+          f"({row.ratio:.2f} of the promise)", flush=True)
+    return row, findings
+
+
+def before(work: Path, told: argparse.Namespace) -> dict[str, Any]:
+    """The engine of batch 32 under single frames: what became of the promise, and why."""
+    engine, record = work / ENGINE, work / "traffic.jsonl"
+    engine.parent.mkdir(parents=True, exist_ok=True)
+    (work / "camera.onnx").write_bytes(network())
+    shape = f"32..32..32x3x{SIDE}x{SIDE}"
+    ingot_says("build", str(work / "camera.onnx"), "-o", str(engine), "--shapes", f"frame:{shape}",
+               "--budget", told.budget, "--no-verify")
+    (engine.parent / "config.yaml").write_text("batching: none\n")
+    record.unlink(missing_ok=True)
+    row, findings = measured("the incident", work, 32, told, "--record", str(record), ask=True)
+    for finding in findings:
+        print(f"  {finding['suspect']}: {finding['verdict']}. {finding['measured']}")
+    return {"row": row.to_json(), "findings": findings}
+
+
+def after(work: Path, told: argparse.Namespace) -> dict[str, Any]:
+    """Built for the recorded traffic, batched as recommended, served again."""
+    engine, record = work / ENGINE, work / "traffic.jsonl"
+    ingot_says("build", str(work / "camera.onnx"), "-o", str(engine), "--profile-from", str(record),
+               "--budget", told.budget)
+    advice = ingot_says("recommend", str(record), str(engine), "--p99", "200ms", "-o",
+                        str(engine.parent / "config.yaml"))
+    print(f"  recommended with the engine built for the traffic: {advice['config'].split()}")
+    return {"row": measured("mended", work, int(advice["points"][0]), told)[0].to_json()}
+
+
 def main() -> None:
-    """The whole story."""
+    """The whole story, or one half of it over a folder that is kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement under load")
     parser.add_argument("--cameras", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("."))
     parser.add_argument("--budget", default="60", help="seconds of tuning per build")
+    parser.add_argument("--work", type=Path, help="where to keep the engines and the record, for --half")
+    parser.add_argument("--half", choices=("before", "after", "both"), default="both")
     told = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-
-    def row(name: str, shape: str, promise: float, found: tuple[float, float]) -> None:
-        rows.append({"name": name, "tuned": shape, "promised_ms": promise, "served_ms": found[0], "waits_ms": found[1],
-                     "promised_fps": 1e3 / promise, "served_fps": 1e3 / found[0], "ratio": promise / found[0]})
-        print(f"{name}: {promise:.2f} ms per frame promised at {shape}, {found[0]:.2f} ms served "
-              f"({rows[-1]['ratio']:.2f} of the promise)", flush=True)
-
     with tempfile.TemporaryDirectory() as text:
-        work = Path(text)
-        (work / "camera.onnx").write_bytes(network())
-        folder = work / "models" / "camera"
-        folder.mkdir(parents=True)
-        engine, record = folder / "model.ingot", work / "traffic.jsonl"
-        shape = f"32..32..32x3x{SIDE}x{SIDE}"
-        ingot_says("build", str(work / "camera.onnx"), "-o", str(engine), "--shapes", f"frame:{shape}",
-                   "--budget", told.budget, "--no-verify")
-        (folder / "config.yaml").write_text("batching: none\n")
-        with server(work / "models", "--record", str(record)) as places:
-            row("the incident", "batch 32", *in_turns(engine, 32, places["http"], told.cameras, told.seconds))
-            findings = ingot_says("diagnose", "camera", "--at", places["http"])["findings"]
-        for finding in findings:
-            print(f"  {finding['suspect']}: {finding['verdict']}. {finding['measured']}")
-        advice = ingot_says("recommend", str(record), str(engine), "--p99", "200ms", "-o", str(folder / "config.yaml"))
-        print(f"  recommended on paper with this engine: {advice['config'].split()}")
-        ingot_says("build", str(work / "camera.onnx"), "-o", str(engine), "--profile-from", str(record),
-                   "--budget", told.budget)
-        advice = ingot_says("recommend", str(record), str(engine), "--p99", "200ms", "-o", str(folder / "config.yaml"))
-        print(f"  recommended with the engine built for the traffic: {advice['config'].split()}")
-        tuned = int(advice["points"][0])
-        with server(work / "models") as places:
-            row("mended", f"batch {tuned}", *in_turns(engine, tuned, places["http"], told.cameras, told.seconds))
+        work = told.work or Path(text)
+        work.mkdir(parents=True, exist_ok=True)
+        kept = work / "before.json"
+        if told.half != "after":
+            kept.write_text(json.dumps(before(work, told)))
+        if told.half == "before":
+            return
+        first = json.loads(kept.read_text())
+        rows, findings = [first["row"], after(work, told)["row"]], first["findings"]
     target = host_target()
     head = ("", "tuned for", "promised ms per frame", "served ms per frame", "frames/s promised", "frames/s served",
             "served / promised")
