@@ -169,6 +169,26 @@ def test_a_full_queue_refuses_and_deadlines_hold(server):
             client.infer("slow", [given], timeout=1)
 
 
+def test_the_urgent_are_answered_before_those_who_wait(server):
+    """Two requests run or are next already; behind them wait two of priority 3, then comes one of priority 1."""
+    done = []
+
+    def ask(name, priority):
+        assert post(server, "/v2/models/slow/infer", slow(parameters={"priority": priority}))[0] == 200
+        done.append(name)
+    worker = model_of(server, "slow")["workers"][0]["pid"]
+    threads = []
+    os.kill(worker, signal.SIGSTOP)         # until all have come
+    for name, priority in (("first", 3), ("second", 3), ("late a", 3), ("late b", 3), ("urgent", 1)):
+        threads.append(threading.Thread(target=ask, args=(name, priority)))
+        threads[-1].start()
+        time.sleep(0.05)
+    os.kill(worker, signal.SIGCONT)
+    for thread in threads:
+        thread.join()
+    assert done.index("urgent") < done.index("late b")
+
+
 def test_who_leaves_is_not_computed_for(server):
     before = model_of(server, "slow")["failed"].get("cancelled", 0)
     host, _, port = server.http.partition(":")
