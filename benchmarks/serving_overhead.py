@@ -149,6 +149,9 @@ def targets(folder: Path, http: str, grpc: str, peers: Sequence[str]) -> list[di
         waited(url, body.encode(), as_json)
         script = lua(folder, name, body.encode(), as_json)
         made.append({"name": name, "kind": "http", "url": url, "script": str(script)})
+        if name == "mlserver":
+            made.append({"name": "mlserver, gRPC", "kind": "grpc", "url": f"127.0.0.1:{PORTS[name] + 1}",
+                         "script": str(folder / "rpc.bin")})
     return made
 
 

@@ -174,7 +174,8 @@ def test_a_configuration_says_what_is_wrong_with_it(tmp_path):
     assert config_from({"pad": {"x": -1}, "buckets": [8, 16], "max_delay": 2.5}, path).pad == {"x": -1.0}
     for told, why in (({"instance": 2}, "unknown name"), ({"instances": 0}, "instances is 0"), ([], "no names"),
                       ({"queue": "long"}, "queue is 'long'"), ({"batching": "greedy"}, "batching is 'greedy'"),
-                      ({"max_batch": 1.5}, "max_batch is 1.5"), ({"load": 1}, "load is 1")):
+                      ({"max_batch": 1.5}, "max_batch is 1.5"), ({"load": 1}, "load is 1"),
+                      ({"device": "gpu"}, "device is 'gpu'")):
         with pytest.raises(InputError, match=why):
             config_from(told, path)
     path.write_text("a: [")

@@ -17,6 +17,7 @@ class ModelConfig:
 
     instances: int = field(default=1, metadata={"help": "worker processes"})
     threads: int = field(default=0, metadata={"help": "threads of each; 0: an equal share of what the machine grants"})
+    device: str = field(default="", metadata={"help": "cpu or cuda; empty: the GPU where the engine has code for it"})
     batching: str = field(default="cost", metadata={"help": "cost, plain or none"})
     max_batch: int = field(default=0, metadata={"help": "rows of a batch at most; 0: what the engine takes"})
     max_delay: float = field(default=0.0, metadata={"help": "plain: milliseconds the first of a batch waits at most"})
@@ -33,6 +34,9 @@ class ModelConfig:
     memory: int = field(default=0, metadata={"help": "MiB of address space a worker may take; 0: no limit"})
     versions: tuple[str, ...] = field(default=(), metadata={"help": "versions to serve; empty: the latest"})
     load: bool = field(default=True, metadata={"help": "load at start; otherwise when the control API asks"})
+
+
+_WORDS = {"batching": ("cost", "plain", "none"), "device": ("cpu", "cuda")}
 
 
 def _number(value: object, kind: type, name: str, path: Path, signed: bool = False) -> Any:
@@ -72,9 +76,9 @@ def config_from(told: object, path: Path) -> ModelConfig:
                 raise InputError(f"{name} is {value!r}", where=str(path), mend="write a mapping from input to value")
             values[name] = {str(k): str(v) if name == "shapes" else _number(v, float, name, path, signed=True)
                             for k, v in value.items()}
-        elif name == "batching":
-            if value not in ("cost", "plain", "none"):
-                raise InputError(f"batching is {value!r}", where=str(path), mend="write cost, plain or none")
+        elif name in _WORDS:
+            if value not in _WORDS[name]:
+                raise InputError(f"{name} is {value!r}", where=str(path), mend=f"write {' or '.join(_WORDS[name])}")
             values[name] = value
         else:
             kind = {"load": bool, "max_delay": float, "p99": float, "timeout": float}.get(name, int)

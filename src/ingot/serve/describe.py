@@ -14,6 +14,8 @@ from ingot.engine import Engine
 from ingot.env import cache_folder
 from ingot.errors import ModelError
 from ingot.graph import Expr, TensorType, symbols_of
+from ingot.runtime.cuda.open import open_session
+from ingot.runtime.cuda.session import CudaSession
 from ingot.runtime.session import Session
 from ingot.serve.cost import CostCurve, grid, keep_curve, measured, read_curve
 from ingot.serve.datatype import datatype_of
@@ -51,9 +53,13 @@ def engine_at(path: Path, shapes: Mapping[str, str], threads: int, known: str = 
     return load(kept, threads=threads or None), f"{digest}-{told}"
 
 
-def fitting_session(engine: Engine, threads: int) -> Session:
-    """A session with these threads (0: what the machine grants); with one, where a run is over before others wake."""
-    session = Session(engine, threads or None)
+def fitting_session(engine: Engine, threads: int, device: str = "") -> Session | CudaSession:
+    """A session with these threads (0: what the machine grants); with one, where a run is over before others wake.
+
+    On the GPU where the engine has code for one and there is one, unless `device` says cpu; its stream and its graphs
+    are the process's own.
+    """
+    session = open_session(engine, threads or None, device=device)
     if session.threads == 1:
         return session
     feeds = random_feeds(engine.graph, {s.name: s.opt for s in engine.graph.symbols.values()}, 0)
@@ -88,7 +94,7 @@ def batch_symbol(inputs: list[TensorType], outputs: list[TensorType], symbols: M
     return "" if any(name in symbols_of(d) for t in types for d in t.shape[1:]) else name
 
 
-def describe(session: Session, engine: Engine) -> Description:
+def describe(session: Session | CudaSession, engine: Engine) -> Description:
     """What the engine takes and gives."""
     program = session.variant.program
 
@@ -108,7 +114,7 @@ def describe(session: Session, engine: Engine) -> Description:
     return Description(tuple(map(port, program.inputs)), tuple(map(port, program.outputs)), symbols, batch, facts)
 
 
-def precision_shares(session: Session) -> dict[str, float]:
+def precision_shares(session: Session | CudaSession) -> dict[str, float]:
     """The share of the launches that compute in each element type: what really runs, not what was asked for."""
     found: dict[str, int] = {}
     for launch in session.variant.program.launches:
@@ -131,7 +137,7 @@ def lengths_of(symbol: tuple[int, int, int], buckets: tuple[int, ...]) -> tuple[
     return tuple(sorted(n for n in steps if least <= n <= most))
 
 
-def cost_of(session: Session, engine: Engine, description: Description, digest: str, padded: str,
+def cost_of(session: Session | CudaSession, engine: Engine, description: Description, digest: str, padded: str,
             buckets: tuple[int, ...]) -> CostCurve:
     """The engine's cost curve on this machine with the session's threads: kept from before, or measured now."""
     target = hashlib.sha256(session.variant.target.fingerprint.encode()).hexdigest()[:8]

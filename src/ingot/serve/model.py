@@ -86,7 +86,8 @@ class ServedModel:
 
     def _told(self, threads: int, cpus: tuple[int, ...]) -> dict[str, Any]:
         config = self.config
-        return {"path": str(self.path), "threads": config.threads or threads, "cpus": list(cpus),
+        return {"path": str(self.path), "device": config.device, "threads": config.threads or threads,
+                "cpus": list(cpus),
                 "memory": config.memory << 20, "shapes": dict(config.shapes), "pad": dict(config.pad),
                 "buckets": list(config.buckets)}
 

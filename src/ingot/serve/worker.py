@@ -23,6 +23,8 @@ import orjson
 
 from ingot.env import cache_folder
 from ingot.errors import IngotError, InputError
+from ingot.runtime.cuda.open import open_session
+from ingot.runtime.cuda.session import CudaSession
 from ingot.runtime.session import Session
 from ingot.serve.cost import CostCurve
 from ingot.serve.datatype import array_of, bytes_of, numpy_of
@@ -40,7 +42,7 @@ class Worker:
 
     def __init__(self, channel: socket.socket, memories: tuple[Shared, ...]) -> None:
         self._channel, self._memories, self._memory = channel, memories, memories[0]
-        self._session: Session | None = None
+        self._session: Session | CudaSession | None = None
         self._awake = False         # whether the next batch is waited for awake
         self._outputs: tuple[tuple[str, str], ...] = ()
         self._inputs: tuple[tuple[str, str], ...] = ()
@@ -51,7 +53,9 @@ class Worker:
         threads = int(told["threads"])
         known = told.get("known")       # after a restart: what the first worker found out
         engine, digest = engine_at(Path(told["path"]), told["shapes"], threads, known["digest"] if known else "")
-        session = Session(engine, known["threads"]) if known else fitting_session(engine, threads)
+        device = told["device"]
+        session = open_session(engine, known["threads"], device=device) if known else \
+            fitting_session(engine, threads, device)
         description = describe(session, engine)
         check_padding(description, told["pad"])
         others = {d for p in description.inputs for d in p.dims if isinstance(d, str) and d != description.batch}
