@@ -20,8 +20,8 @@ from ingot.kernels.cuda.base import Drafts
 class Tensor(np.ndarray):
     """An array with the methods of Gluon's tensors that kernels call."""
 
-    def to(self, dtype: np.dtype) -> Tensor:
-        return self.astype(dtype)
+    def to(self, dtype: np.dtype, bitcast: bool = False) -> Tensor:
+        return self.view(dtype) if bitcast else self.astype(dtype)
 
 
 def tensor(x: Any) -> Tensor:
@@ -128,7 +128,8 @@ def _async_store(map_: Map, at: list[Any], source: Shared) -> None:
 
 
 def _mma(a: Shared, b: Shared, sums: np.ndarray, is_async: bool = False) -> Tensor:
-    return tensor(a.array.astype(np.float32) @ b.array.astype(np.float32) + sums)
+    wide = np.int32 if sums.dtype == np.int32 else np.float32
+    return tensor(a.array.astype(wide) @ b.array.astype(wide) + sums)
 
 
 def _atomic_add(address: Address, value: int, sem: str = "") -> int:
@@ -142,7 +143,8 @@ def _language(ids: list[int]) -> SimpleNamespace:
         dtype = np.dtype(dtype)
         return Shared(np.full(shape, np.nan if dtype.kind == "f" else 0, dtype))
     types = {n: DTYPES[s].numpy for n, s in (("float16", "f16"), ("float32", "f32"), ("int16", "i16"), ("int32", "i32"),
-                                              ("int64", "i64"), ("uint8", "u8"), ("bfloat16", "bf16"))}
+                                              ("int64", "i64"), ("uint8", "u8"), ("bfloat16", "bf16"), ("int8", "i8"),
+                                              ("float8e4nv", "f8e4m3"))}
     return SimpleNamespace(
         **types, constexpr=None, NVMMADistributedLayout=lambda **k: None, SliceLayout=lambda *k: None,
         program_id=lambda a: tensor(np.int32(ids[a])), minimum=lambda a, b: tensor(np.minimum(a, b)),
@@ -159,7 +161,7 @@ def run(drafts: Drafts, site: Site, memory: list[np.ndarray], sizes: dict[str, i
     work = np.full(evaluate(drafts.workspace, sizes) + 64, 0xFF, np.uint8)
     counters = np.zeros(evaluate(drafts.counters, sizes) + 64, np.uint8)
     kinds = {"*fp16": np.float16, "*fp32": np.float32, "*i32": np.int32, "*u8": np.uint8, "*i64": np.int64,
-             "*bf16": DTYPES["bf16"].numpy}
+             "*bf16": DTYPES["bf16"].numpy, "*i8": np.int8, "*fp8e4nv": DTYPES["f8e4m3"].numpy}
     nothing = SimpleNamespace(init=lambda *a, **k: None, expect=lambda *a, **k: None, wait=lambda *a, **k: None,
                               invalidate=lambda *a, **k: None, MBarrierLayout=lambda: None)
     tma = SimpleNamespace(async_load=_async_load, async_load_im2col=_async_load_im2col, async_store=_async_store,

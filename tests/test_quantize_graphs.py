@@ -9,7 +9,7 @@ from ingot.lower import lower
 from ingot.ops import infer
 from ingot.ops.reference import run_graph
 from ingot.passes import optimize
-from ingot.passes.integer import fold_quantised
+from ingot.passes.fold_quantised import fold_quantised
 from ingot.runtime.host import host_target
 from ingot.target import Target
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from ingot.graph import Dim, Graph, Node, TensorType, dense_strides
+from ingot.graph import BF16, F16, F32, Dim, Graph, Node, TensorType, dense_strides
 from ingot.graph.dim import Expr, symbols_of
 from ingot.kernels import Operand, Site, Step, able
 from ingot.lower.program import Launch, Program, View
@@ -248,7 +248,7 @@ class _Lowering:
         nodes = self._grow(node)
         for count in range(len(nodes), 0, -1):
             part = nodes[:count]
-            if not self._closed(part):
+            if not self._closed(part) or (count > 1 and self._widens(part[-1])):
                 continue
             for strided in (True, False):
                 if not strided and not any(i in self.strides for n in part for i in n.inputs):
@@ -267,6 +267,11 @@ class _Lowering:
                 self._emit(apart, twice, [node])
                 return
         self._emit(site, reads, [node], reasons)
+
+    def _widens(self, node: Node) -> bool:
+        """Whether a region would end by making its result wider for a GPU: the reader does that in registers."""
+        return (self.target.kind == "cuda" and node.op == "Cast" and self.types[node.output].dtype == F32
+                and self.types[node.inputs[0]].dtype in (F16, BF16) and node.output not in self.graph.outputs)
 
     def _emit(self, site: Site, reads: tuple[str, ...], nodes: Sequence[Node],
               reasons: Sequence[str] | None = None) -> None:

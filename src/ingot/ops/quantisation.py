@@ -8,6 +8,7 @@ from ingot.ops.op import Attrs, Op, Types, declare
 from ingot.ops.samples import SMALL_TYPES, f16, f32, i8, i32, scalar, tensor, u8, values
 from ingot.ops.shapes import broadcast, dtype_named, given, layout_of
 
+LARGEST_E4M3 = 448.0
 FLOAT8 = ("f8e4m3", "f8e5m2", "f8e4m3fnuz", "f8e5m2fnuz")
 
 
@@ -59,17 +60,22 @@ def _spread(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
 
 
 def _to_integers(arrays: list[np.ndarray | None], attrs: Attrs) -> list[np.ndarray]:
-    """In f32, as the kernels do; NaN becomes the least integer."""
+    """In f32, as the kernels do; NaN becomes the least integer, and stays one in f8e4m3."""
     x, factor, zero = (*arrays, None)[:3]
     if x is None or factor is None:
         raise ValueError("an operand is absent")
+    dtype = dtype_named(attrs, "output_dtype").numpy
+    if str(attrs["output_dtype"]) == "f8e4m3":
+        with np.errstate(all="ignore"):
+            real = np.asarray(x * factor if attrs["multiply"] else x / factor, np.float32)
+            return [np.clip(real, -LARGEST_E4M3, LARGEST_E4M3).astype(dtype)]
     low, high = limits(str(attrs["output_dtype"]))
     with np.errstate(all="ignore"):
         found = np.rint(x * factor if attrs["multiply"] else x / factor).astype(np.float32)
         if zero is not None:
             found = found + zero.astype(np.float32)
         found = np.where(np.isnan(found), np.float32(low), np.clip(found, low, high))
-    return [found.astype(dtype_named(attrs, "output_dtype").numpy)]
+    return [found.astype(dtype)]
 
 
 def _to_reals(arrays: list[np.ndarray | None], attrs: Attrs) -> list[np.ndarray]:
@@ -88,7 +94,7 @@ def limits(dtype: str) -> tuple[int, int]:
     return (0, (1 << bits) - 1) if dtype[0] == "u" else (-(1 << bits - 1), (1 << bits - 1) - 1)
 
 
-declare(Op("Quantize", "round(x / scale, or x * scale) + zero_point, saturated: pointwise, by numpy's rules",
+declare(Op("Quantize", "round(x / scale, or x * scale) + zero_point, saturated: pointwise, by numpy's rules; or f8e4m3",
            ("x", "scale", "zero_point?"), _spread, {"output_dtype": "u8", "multiply": 0}, pointwise=True, blocked=True,
            evaluate=_to_integers, samples=(
     ((f32(4, 33), scalar(0.02), scalar(128, "uint8")), {}),

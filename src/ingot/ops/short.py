@@ -1,4 +1,5 @@
-"""Products and convolutions of bf16, summed and left in f32: what a CPU's dot products of 16-bit floats compute.
+"""Products and convolutions of bf16, summed and left in f32: what a CPU's dot products of 16-bit floats compute; and
+products of f8e4m3, as a GPU's matrix units do them.
 
 ONNX has no such ops: its own round the sums to bf16, too.
 """
@@ -8,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ingot.graph import BF16, F32, TensorType
+from ingot.graph import BF16, F8E4M3, F32, TensorType
 from ingot.ops.convolution import WINDOW, convolved
 from ingot.ops.evaluation import conv
 from ingot.ops.linear import product_shape
@@ -21,8 +22,8 @@ Arrays = list[np.ndarray | None]
 
 def _short_matmul(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
     for t in map(given, types):
-        if t.dtype != BF16:
-            raise ValueError(f"it takes bf16, not {t.dtype}")
+        if t.dtype not in (BF16, F8E4M3) or t.dtype != given(types[0]).dtype:
+            raise ValueError(f"it takes bf16, or f8e4m3, not {t.dtype}")
     return (TensorType(F32, product_shape(given(types[0]).shape, given(types[1]).shape)),)
 
 
@@ -31,8 +32,8 @@ def _product(arrays: Arrays, attrs: Attrs) -> list[np.ndarray]:
     return [np.matmul(a, b)]
 
 
-declare(Op("ShortMatMul", "product of bf16, summed and left in f32", ("a", "b"), _short_matmul, evaluate=_product,
-           samples=(
+declare(Op("ShortMatMul", "product of bf16 or of f8e4m3, summed and left in f32", ("a", "b"), _short_matmul,
+           evaluate=_product, samples=(
     ((bf16(5, 33), short_values(33, 17)), {}), ((bf16(7, 40), short_values(40, 24)), {}),
     ((bf16(3, 5, 33), short_values(33, 131)), {}), ((bf16(61, 300), short_values(300, 70)), {}),
     ((bf16(1, 64), short_values(64, 100)), {}), ((bf16(128, 256), short_values(256, 192)), {}),

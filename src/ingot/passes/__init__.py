@@ -11,10 +11,11 @@ from ingot.passes.caches import join_caches
 from ingot.passes.constant_folding import fold_constants
 from ingot.passes.dead_code import remove_dead_code
 from ingot.passes.duplicates import merge_duplicates
+from ingot.passes.fold_quantised import fold_quantised
 from ingot.passes.gemm import split_gemm
 from ingot.passes.graph_pass import Pass, Watch, apply, both, dump_to, graph_pass, pipeline, unwatched
 from ingot.passes.halves import widen_halves
-from ingot.passes.integer import fold_quantised, sink_dequantized
+from ingot.passes.integer import sink_dequantized
 from ingot.passes.layout import choose_layout
 from ingot.passes.precision import SHORT, Overflow, Precision, kept_for, lower_precision, overflows
 from ingot.passes.recognition import recognise
@@ -25,6 +26,7 @@ from ingot.passes.rows import move_rows
 from ingot.passes.scale import fold_scale
 from ingot.passes.siblings import merge_siblings
 from ingot.passes.simplify import simplify
+from ingot.passes.widened import sink_widened
 from ingot.passes.written_out import write_out
 from ingot.target import Target
 
@@ -83,7 +85,7 @@ def finished(whole: Graph, target: Target, watch: Watch = unwatched, precision: 
         return apply(PIPELINE[-1:], whole, target, watch)
     short = lower_precision(whole, precision)
     watch("lower_precision", whole, short)
-    return apply((merge_duplicates, remove_dead_code, choose_layout), short, target, watch)
+    return apply((merge_duplicates, remove_dead_code, sink_widened, choose_layout), short, target, watch)
 
 
 def why(graph: Graph, name: str) -> tuple[tuple[Node, str | None], ...]:

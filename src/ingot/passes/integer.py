@@ -15,6 +15,7 @@ becomes i8 where it fits.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -23,7 +24,7 @@ import numpy as np
 from ingot.graph import F32, I8, U8, Graph, Node, dtype_from_numpy
 from ingot.passes.graph_pass import graph_pass
 from ingot.passes.resolve_shapes import resolve_shapes
-from ingot.passes.rewrite import Const, Match, P, Rule, rewrite
+from ingot.passes.rewrite import Const, Match, P, Rule
 from ingot.target import Target
 
 _NAMES = {U8: "u8", I8: "i8"}
@@ -187,9 +188,9 @@ def _zero_up(match: Match, zero: str) -> str:
     return match.constant(np.asarray(old + 128, np.uint8), f"{match['s']}.zero")
 
 
-def _scaled(match: Match, sums: str, shape: tuple[int, ...]) -> str:
+def scaled(match: Match, sums: str, shape: tuple[int, ...]) -> str:
     """The sums as f32, times the product of the scales."""
-    real = match.add("Cast", sums, to="f32")
+    real = sums if match.type(sums).dtype == F32 else match.add("Cast", sums, to="f32")
     right = match.array("t")
     right = right.reshape(()) if right.size == 1 else right.reshape(shape)
     left = match.const("s")
@@ -204,8 +205,8 @@ def _scaled(match: Match, sums: str, shape: tuple[int, ...]) -> str:
 
 # --- products and convolutions ----------------------------------------------------------------------------------------
 
-_LEFT = P("Dequantize", "x", "s", "z?", bind="left", shared=True)
-_RIGHT = P("Dequantize", Const("w"), Const("t"), "y?", bind="right", shared=True)
+LEFT = P("Dequantize", "x", "s", "z?", bind="left", shared=True)
+RIGHT = P("Dequantize", Const("w"), Const("t"), "y?", bind="right", shared=True)
 
 
 def _no_product(match: Match) -> str | None:
@@ -223,7 +224,7 @@ def _product(match: Match) -> str:
     if match.root.op == "Gemm" and match.attr(match.root, "transB"):
         weight = np.ascontiguousarray(weight.T)
     sums = match.add("MatMulInteger", x, match.constant(weight, f"{match['w']}.i8"), zero)
-    real = _scaled(match, sums, (weight.shape[1],))
+    real = scaled(match, sums, (weight.shape[1],))
     return match.add("Add", real, match["c"]) if match["c"] else real
 
 
@@ -236,11 +237,16 @@ def _convolution(match: Match) -> str:
     attrs = {k: v for k, v in match.root.attrs.items() if k != "layout"}
     name = match.constant(weight, f"{match['w']}.i8")
     ones = (1,) * (weight.ndim - 2)
-    real = _scaled(match, match.add("ConvInteger", x, name, zero, **attrs), (1, weight.shape[0], *ones))
+    return with_bias(match, scaled(match, match.add("ConvInteger", x, name, zero, **attrs),
+                                   (1, weight.shape[0], *ones)))
+
+
+def with_bias(match: Match, real: str) -> str:
+    """A convolution's result plus its bias, where it has one."""
     if not match["b"]:
         return real
-    bias = match.const("b")
-    shape = (1, weight.shape[0], *ones)
+    bias, out = match.const("b"), match.type(real)
+    shape = (1, match.array("w").shape[0], *(1,) * (out.rank - 2))
     if bias is not None:
         return match.add("Add", real, match.constant(bias.reshape(shape), f"{match['b']}.row"))
     return match.add("Add", real, match.add("Reshape", match["b"], shape=shape))
@@ -294,6 +300,8 @@ def _moved_up(match: Match) -> str:
     return match.add("Dequantize", made, match["s"], zero("z"))
 
 
+QUANTIZED_AGAIN = Rule("quantized-again", P("Quantize", P("Dequantize", "x", "s", "z?", shared=True), "t", "y?"),
+                       make=lambda m: m["x"], decline=_same_again)
 RULES = (
     Rule("quantize-by-numpy", (P("QuantizeLinear", "x", "s", "z?"), P("DequantizeLinear", "x", "s", "z?")),
          make=_by_numpy, decline=_not_plain),
@@ -301,25 +309,17 @@ RULES = (
          decline=_not_for_weights),
     Rule("turned-weight", P("Transpose", P("Dequantize", Const("w"), Const("t"), "y?", shared=True)), make=_turned,
          decline=_constant_zero),
-    Rule("quantized-again", P("Quantize", P("Dequantize", "x", "s", "z?", shared=True), "t", "y?"),
-         make=lambda m: m["x"], decline=_same_again),
+    QUANTIZED_AGAIN,
     Rule("signed-activation", P("Dequantize", P("Quantize", "x", "t", "y?", shared=True), "s", "z?"), make=_moved_up,
          decline=_not_signed),
-    Rule("integer-product", (P("MatMul", _LEFT, _RIGHT), P("Gemm", _LEFT, _RIGHT, "c?")), make=_product,
+    Rule("integer-product", (P("MatMul", LEFT, RIGHT), P("Gemm", LEFT, RIGHT, "c?")), make=_product,
          decline=_no_product),
     Rule("grouped-weight", (P("MatMul", "x", _GROUPED), P("MatMul", "x", P("Transpose", _GROUPED, shared=True))),
          make=_grouped, decline=_no_groups),
-    Rule("integer-convolution", P("Conv", _LEFT, _RIGHT, "b?"), make=_convolution, decline=_no_convolution),
+    Rule("integer-convolution", P("Conv", LEFT, RIGHT, "b?"), make=_convolution, decline=_no_convolution),
 )
 
-SUMS_INTEGERS = "x86"       # the kind of target that has kernels for MatMulInteger and ConvInteger
 POINTWISE = RULES[:2]       # elsewhere weights become f32 again
-
-
-@graph_pass(after=(resolve_shapes,), rules=RULES)
-def fold_quantised(graph: Graph, target: Target) -> Graph:
-    """Sum products and convolutions of dequantised operands in integers; Quantize and Dequantize become pointwise."""
-    return rewrite(graph, RULES if target.kind == SUMS_INTEGERS else POINTWISE)
 
 
 def why_not(graph: Graph, node: Node) -> str | None:
@@ -329,10 +329,14 @@ def why_not(graph: Graph, node: Node) -> str | None:
     return "its result is an output of the model" if node.output in graph.outputs else None
 
 
-@graph_pass(after=(fold_quantised,), why_not=why_not)
+@graph_pass(after=(resolve_shapes,), why_not=why_not)
 def sink_dequantized(graph: Graph, target: Target) -> Graph:
     """Give every reader of dequantised integers a Dequantize of its own, right before it, to be done in registers."""
-    held = {n.output: n for n in graph.nodes if n.op == "Dequantize" and n.output not in graph.outputs}
+    return sunk(graph, {n.output: n for n in graph.nodes if n.op == "Dequantize" and n.output not in graph.outputs})
+
+
+def sunk(graph: Graph, held: Mapping[str, Node]) -> Graph:
+    """The graph with a copy of each of the given nodes (by output) right before each reader of it."""
     if not held:
         return graph
     types, nodes = dict(graph.types), []
@@ -352,4 +356,5 @@ def sink_dequantized(graph: Graph, target: Target) -> Graph:
     return replace(graph, nodes=tuple(nodes), types=MappingProxyType(types))
 
 
-__all__ = ["RULES", "fold_quantised", "sink_dequantized"]
+__all__ = ["LEFT", "POINTWISE", "QUANTIZED_AGAIN", "RIGHT", "RULES", "scaled", "sink_dequantized", "sunk",
+           "with_bias"]

@@ -11,7 +11,7 @@ without leaving the blocked layout (one alone would pay for two Reorders). A con
 than a block reads its input plain. No number changes.
 
 For a GPU the layout is "nhwc", which has no blocks: every convolution of rank 4 with a constant weight in one of the
-floating types gets it, also one alone; one with fewer than eight input channels reads its input plain.
+floating types or i8 gets it, also one alone; one with fewer than eight input channels reads its input plain.
 """
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from ingot.target import Target
 
 BLOCKS = {"avx512": 16, "avx2": 8}      # channels per block, by instruction set
 FEW = 8                                 # channels last: an input of fewer channels than this is read plain
-FLOATS = frozenset({F32, F16, BF16})  # what channels last serves
+FLOATS = frozenset({F32, F16, BF16})
+LAST = FLOATS | {I8, I32}             # what channels last serves
 BLOCKED = frozenset({F32, BF16, U8, I8, I32})   # what blocks serve
 Served = frozenset[DType]
 WORD = 4                                # 8-bit channels that sums of integers take at once
@@ -49,8 +50,8 @@ def unfit_last(graph: Graph, node: Node) -> str | None:
     if node.op not in CONVOLUTIONS:
         return f"it is {node.op}, not a convolution"
     x, weight = graph.types[node.inputs[0]], graph.types[node.inputs[1]]
-    if x.dtype not in FLOATS or x.rank != 4:
-        return f"its input is {x}: not floating of rank 4"
+    if x.dtype not in ((I8,) if node.op == "ConvInteger" else FLOATS) or x.rank != 4:
+        return f"its input is {x}: not floating, or i8, of rank 4"
     if node.inputs[1] not in graph.constants:
         return "its weight is not a constant"
     if _channels(weight, node.op, int(str(attribute(node, "group")))) is None:
@@ -225,7 +226,7 @@ def choose_layout(graph: Graph, target: Target) -> Graph:
     """Lay the results of convolutions, and what follows them, by channels as the target wants; Reorder at the edges."""
     block, last = block_of(target), target.kind == "cuda"
     fits = [n for n in graph.nodes if unfit_last(graph, n) is None] if last else _fitting(graph, block) if block else []
-    served = FLOATS if last else BLOCKED
+    served = LAST if last else BLOCKED
     chains = _chains(graph, fits, block, served)
     least = 1 if last else 2
     if not any(count >= least for count in chains.values()):
@@ -249,10 +250,11 @@ def choose_layout(graph: Graph, target: Target) -> Graph:
 def _convolution(at: _Places, node: Node, layout: str, least: int) -> None:
     x = node.inputs[0]
     channels = at.graph.types[x].shape[1]
-    few = isinstance(channels, int) and channels < least and node.op not in NARROW
+    narrow = node.op in NARROW and layout != "nhwc"
+    few = isinstance(channels, int) and channels < least and not narrow
     plain = few and not at.blocked(x) and attribute(node, "group") == 1
     wanted = "" if plain else layout
-    if node.op in NARROW and isinstance(channels, int) and channels <= WORD and not at.blocked(x):
+    if narrow and isinstance(channels, int) and channels <= WORD and not at.blocked(x):
         wanted = f"c{WORD}"         # the first layer of a network: a word a pixel, or two
     inputs = (at.get(x, wanted), *node.inputs[1:])
     at.place(node, inputs, layout, {**node.attrs, "layout": layout})

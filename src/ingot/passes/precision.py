@@ -4,6 +4,9 @@ Every node that makes or reads f32 is turned, but for those that would lose what
 cancel quickly when written out (Exp, Log, Pow, sums of squares), scales of quantised values, bodies of loops, nodes
 with an operand too small for the type, and the nodes a caller names because their values overflow on its inputs.
 Casts stand where the two meet; a graph keeps the types of its inputs and outputs unless it is told otherwise.
+
+Around products of integers or of f8 what stays in registers is f32, too (`in_registers`): the scaling of a sum that f16
+could not hold, what follows it, and the rounding to short numbers. Only what other kernels read is of the short type.
 """
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import numpy as np
 
 from ingot.errors import InputError, ModelError
 from ingot.graph import BF16, F16, F32, DType, Graph, Node, TensorType
-from ingot.ops import infer
+from ingot.ops import OPS, infer
 from ingot.ops.reference import run_graph
 
 SHORT: Mapping[str, DType] = {"f16": F16, "bf16": BF16}
@@ -86,6 +89,38 @@ def kept_for(graph: Graph, found: Iterable[Overflow]) -> frozenset[str]:
     return frozenset(n.output for n in graph.nodes if values & {*n.inputs, *n.outputs})
 
 
+SUMS = frozenset({"MatMulInteger", "ConvInteger", "ShortMatMul"})
+
+
+def in_registers(graph: Graph) -> tuple[frozenset[str], frozenset[str]]:
+    """The values computed in registers between sums of short numbers and the end of their kernels: those sums, what is
+    computed element by element from them alone or beside something that is there before, and Quantize and Dequantize
+    anywhere. And those of them at the ends, which others read from memory."""
+    ends: set[str] = set()
+    found = {n.output for n in graph.nodes if n.op in ("Quantize", "Dequantize")}
+    place = {v: k for k, n in enumerate(graph.nodes) for v in n.outputs}
+    for start, node in enumerate(graph.nodes):
+        if node.op not in SUMS:
+            continue
+        value = node.output
+        found.add(value)
+        while value not in graph.outputs and len(readers := graph.readers.get(value, ())) == 1:
+            reader = readers[0]
+            op, beside = OPS.get(reader.op), [i for i in reader.inputs if i and i != value]
+            ready = all(place.get(i, -1) < start or i in found for i in beside)
+            same = len(reader.outputs) == 1 and graph.types[reader.output].shape == graph.types[value].shape
+            if op is None or not op.pointwise or not ready or not same:
+                ends.add(value)
+                break
+            value = reader.output
+            found.add(value)
+            if reader.op == "Quantize":
+                break
+        else:
+            ends.add(value)
+    return frozenset(found), frozenset(ends)
+
+
 def lower_precision(graph: Graph, precision: Precision) -> Graph:
     """The graph in the short type of the precision; the very same graph for one without ("f32", "tf32")."""
     short = SHORT.get(precision.name)
@@ -103,10 +138,13 @@ class _Lowered:
     types: dict[str, TensorType] = field(default_factory=dict)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     at: dict[tuple[str, str], str] = field(default_factory=dict)        # (value of the source, type) -> name here
+    held: frozenset[str] = frozenset()                                  # values in registers, in f32
+    ends: frozenset[str] = frozenset()                                  # those of them that memory holds
 
     def graph(self) -> Graph:
         """Everything, in order."""
         g, outside = self.source, self.precision.outside
+        self.held, self.ends = in_registers(g)
         for value in g.inputs:
             turned = outside and g.types[value].dtype == F32
             self.types[value] = replace(g.types[value], dtype=self.short) if turned else g.types[value]
@@ -127,6 +165,9 @@ class _Lowered:
         if not floats:
             self._put(node, tuple(self._get(v, g.types[v].dtype) if v else "" for v in node.inputs), node.attrs)
             return
+        if node.output in self.held:
+            self._put(node, tuple(self._beside(v) if v else "" for v in node.inputs), node.attrs)
+            return
         if self._short(node):
             attrs = dict(node.attrs)
             if node.op == "Cast" and attrs.get("to", "f32") == "f32":
@@ -136,6 +177,19 @@ class _Lowered:
             if self._put(node, inputs, attrs, trial=True):
                 return
         self._put(node, tuple(self._get(v, g.types[v].dtype) if v else "" for v in node.inputs), node.attrs)
+
+    def _beside(self, value: str) -> str:
+        """A value for a node in registers: as it is from within, else as it lies in memory and then in f32; each reader
+        has a Cast of its own, to be done where it is read."""
+        dtype = self.source.types[value].dtype
+        within = value in self.held and value not in self.ends
+        if dtype != F32 or within or value in self.source.constants or value in self.precision.keep:
+            return self._get(value, dtype)
+        here = self._get(value, self.short)
+        name = self._fresh(f"{value}.f32")
+        self.nodes.append(Node("Cast", (here,), (name,), MappingProxyType({"to": "f32"})))
+        self.types[name] = replace(self.types[here], dtype=F32)
+        return name
 
     def _short(self, node: Node) -> bool:
         """Whether a node may compute in the short type."""
@@ -218,4 +272,5 @@ def _too_small(array: np.ndarray) -> bool:
     return bool((size < 2.0**-14).any())
 
 
-__all__ = ["PRECISIONS", "SENSITIVE", "Overflow", "Precision", "kept_for", "lower_precision", "overflows"]
+__all__ = ["PRECISIONS", "SENSITIVE", "Overflow", "Precision", "in_registers", "kept_for", "lower_precision",
+           "overflows"]

@@ -5,6 +5,8 @@ never less exact than the op's own rounding after every step.
 """
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ingot.graph import BF16, F16, Dim, Graph
@@ -13,7 +15,7 @@ from ingot.passes.constant_folding import fold_constants
 from ingot.passes.graph_pass import graph_pass
 from ingot.passes.rewrite import Match, P, Rule, rewrite
 from ingot.passes.written_out_integers import RULES as INTEGERS
-from ingot.passes.written_out_integers import operand
+from ingot.passes.written_out_integers import operand, signed
 from ingot.target import Target
 
 HALVES = (F16, BF16)
@@ -220,7 +222,14 @@ RULES = (
 )
 
 
+def _unless_signed(rule: Rule) -> Rule:
+    return replace(rule, decline=lambda match: signed(match) or rule.decline(match))
+
+
+GPU_RULES = tuple(_unless_signed(r) if r.name.startswith("any-integer") else r for r in RULES)
+
+
 @graph_pass(after=(fold_constants,), rules=RULES)
 def write_out(graph: Graph, target: Target) -> Graph:
     """Write rare ops out in ops that have kernels."""
-    return rewrite(graph, RULES)
+    return rewrite(graph, GPU_RULES if target.kind == "cuda" else RULES)

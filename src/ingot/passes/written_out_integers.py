@@ -72,6 +72,13 @@ def _kernels_form(match: Match, x: str, x_zero: str, w: str, w_zero: str) -> tup
 
 # --- products ---------------------------------------------------------------------------------------------------------
 
+def signed(match: Match) -> str | None:
+    """That a product or convolution of i8 by constant i8 has a kernel on a GPU; None for any other."""
+    x, weight = match.type(operand(match, 0)), operand(match, 1)
+    ours = x.dtype == I8 and match.type(weight).dtype == I8 and match.const(weight) is not None
+    return "a kernel of its own serves it" if ours and not any(operand(match, i) for i in (2, 3)) else None
+
+
 def _several_rows(match: Match, zero: str) -> str | None:
     return "a zero point per row" if zero and _size(match, zero) != 1 else None
 

@@ -13,6 +13,7 @@ import numpy as np
 from ingot.graph import Graph, GraphBuilder, Node
 from ingot.ops import infer
 from ingot.ops.op import OPS
+from ingot.ops.quantisation import LARGEST_E4M3
 from ingot.quantize.rounding import IntegerWeight, Manner, by_rows, integer_weights, one_sided, smoothed
 from ingot.quantize.scales import Calibration
 from ingot.quantize.sites import QuantSite
@@ -99,6 +100,8 @@ class _Insertion:
     def _dequantized(self, value: str, smooth: np.ndarray | None) -> str:
         """The value through integers, made once."""
         key = value, "" if smooth is None else smooth.tobytes().hex()[:32]
+        if key not in self.integers and self.manner.numbers != "u8":
+            self.integers[key] = self._symmetric(value)
         if key not in self.integers and self._by_rows(value):
             self.integers[key] = self._row_integers(value, smooth)
         if key not in self.integers:
@@ -117,6 +120,19 @@ class _Insertion:
             self.integers[key] = build.node("Dequantize", q, names[2], names[1], name=build.fresh(f"{value}.back"),
                                             origin=origin)
         return self.integers[key]
+
+    def _symmetric(self, value: str) -> str:
+        """The value through i8 or f8e4m3, zero being zero: i8 over the range that was chosen, f8e4m3 over all that was
+        seen, since its steps are small where values are."""
+        build, t, numbers = self.build, self.calibration.tensors[value], self.manner.numbers
+        reach = max(-t.low, t.high) / 127 if numbers == "i8" else max(-t.least, t.most) / LARGEST_E4M3
+        scale = np.float32(max(reach, 1e-12))
+        stem, origin = build.fresh(f"{value}.scale"), (f"integers of {value}",)
+        factor = build.constant(f"{stem}.factor", np.asarray(np.float32(1) / scale))
+        q = build.node("Quantize", value, factor, name=build.fresh(f"{value}.{numbers}"), origin=origin,
+                       output_dtype=numbers, multiply=1)
+        return build.node("Dequantize", q, build.constant(stem, np.asarray(scale)), name=build.fresh(f"{value}.back"),
+                          origin=origin)
 
     def _site(self, node: Node, site: QuantSite) -> None:
         build, g, made = self.build, self.source, self.weights[site.name]

@@ -13,7 +13,7 @@ import numpy as np
 from ingot.graph import Graph
 from ingot.quantize.scales import Calibration, TensorRange
 from ingot.quantize.sites import QuantSite
-from ingot.quantize.weights import by_channel
+from ingot.quantize.weights import by_channel, short_by_channel
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,17 @@ class Manner:
     clip_weights: bool = True   # weights' ranges of least squared error
     residuals: bool = True      # additions in networks of images read the integers, too
     rows: float = 0.9           # products scale each row by itself where rows span less than this share of the range
+    numbers: str = "u8"         # what activations become: u8 about a zero point; i8 or f8e4m3, zero being zero
+
+
+# a GPU's matrix units: one signed type on both sides, sums no zero point has to be taken from
+GPU_INT8 = Manner(smooth=(), rows=0.0, numbers="i8")
+GPU_FP8 = Manner(smooth=(), correct_bias=False, clip_weights=False, residuals=False, rows=0.0, numbers="f8e4m3")
 
 
 @dataclass(frozen=True)
 class IntegerWeight:
-    """One site's weight: i8, the scale of each output channel (broadcasting to the weight), what each input channel is
+    """One site's weight: i8 (or f8e4m3), the scale of each output channel (broadcasting to the weight), what each input channel is
     divided by (SmoothQuant), and what must be taken off each output channel (the mean of what rounding adds)."""
 
     integers: np.ndarray
@@ -56,9 +62,12 @@ def _integer_weight(graph: Graph, site: QuantSite, calibration: Calibration, man
     axis = 0 if site.op == "Conv" else 1
     if moments is not None and smooth is not None:
         moments = moments / np.outer(smooth, smooth)
-    integers, scale = by_channel(kept, axis, clip=manner.clip_weights, moments=moments)
+    if manner.numbers == "f8e4m3":
+        integers, scale = short_by_channel(kept, axis)
+    else:
+        integers, scale = by_channel(kept, axis, clip=manner.clip_weights, moments=moments)
     scale = scale.reshape([-1 if k == axis else 1 for k in range(weight.ndim)])
-    error = integers * scale - kept
+    error = integers.astype(np.float32) * scale - kept
     if smooth is not None:
         error = error / smooth[:, None]
     return IntegerWeight(integers, scale, smooth, _correction(graph, site, error, calibration, manner))
@@ -135,4 +144,4 @@ _ONE_SIDED = 0.2    # what lies below zero is less than this share of what lies 
 _GAIN = 0.8         # smoothing must take this share of the variance, or it is left out
 
 
-__all__ = ["IntegerWeight", "Manner", "by_rows", "integer_weights", "one_sided", "smoothed"]
+__all__ = ["GPU_FP8", "GPU_INT8", "IntegerWeight", "Manner", "by_rows", "integer_weights", "one_sided", "smoothed"]

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from ingot.graph import F8E4M3
+from ingot.ops.quantisation import LARGEST_E4M3
+
 _SHRUNK = np.linspace(1.0, 0.6, 21)
 
 
@@ -35,6 +38,15 @@ def by_channel(weight: np.ndarray, axis: int, *, clip: bool = False,
     shape = tuple(-1 if k == axis % weight.ndim else 1 for k in range(weight.ndim))
     integers = np.clip(np.rint(weight / scale.reshape(shape)), -127, 127).astype(np.int8)
     return integers, scale
+
+
+def short_by_channel(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """A weight as f8e4m3 and the scale of each channel along `axis`, in f32: the largest value becomes the type's."""
+    moved = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    scale = np.maximum(np.abs(moved).max(1) / LARGEST_E4M3, np.float32(1e-12)).astype(np.float32)
+    shape = tuple(-1 if k == axis % weight.ndim else 1 for k in range(weight.ndim))
+    scaled = np.clip(weight / scale.reshape(shape), -LARGEST_E4M3, LARGEST_E4M3)
+    return scaled.astype(F8E4M3.numpy), scale
 
 
 def _error(rows: np.ndarray, peak: np.ndarray) -> np.ndarray:
@@ -171,4 +183,4 @@ def _gptq(weight: np.ndarray, scale: np.ndarray, zero: np.ndarray, limits: tuple
 
 _BLOCK = 128            # rows whose errors are moved on together
 
-__all__ = ["Grouped", "Groups", "by_channel", "by_groups"]
+__all__ = ["Grouped", "Groups", "by_channel", "by_groups", "short_by_channel"]

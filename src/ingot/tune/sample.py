@@ -8,15 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ingot.graph import DType, TensorType, evaluate
-from ingot.kernels import Site
+from ingot.graph import F8E4M3, I8, DType, TensorType, evaluate
+from ingot.kernels import Operand, Site
 from ingot.ops import OPS
+from ingot.ops.quantisation import LARGEST_E4M3
 
 UNIT = {"f64": 2.0**-53, "f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}      # unit roundoff
+_E4M3 = 2.0**-13    # what a GPU's sum of 32 products of f8e4m3 loses of its largest term: bits below are cut off
 _LAMBDA = 16.0      # both sides round; generous, as a kernel that is wrong is wrong by far more
 _ROWS = frozenset({"LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax"})
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "MatMulInteger", "ConvInteger",
                        "ShortMatMul", "ShortConv"})
+_SHORT_SUMS = frozenset({"MatMulInteger", "ConvInteger", "ShortMatMul"})
 
 
 def small_sizes(site: Site) -> dict[str, int]:
@@ -40,6 +43,14 @@ def _values(type_: TensorType, rng: np.random.Generator, limit: int | None) -> n
     return rng.standard_normal(shape, np.float32).astype(type_.dtype.numpy)
 
 
+def _short_values(type_: TensorType, rng: np.random.Generator) -> np.ndarray:
+    """Values of i8 or f8e4m3 that use the whole of the type."""
+    shape: tuple[int, ...] = tuple(int(d) for d in type_.shape)         # type: ignore[arg-type]
+    spread, reach = (40.0, 127.0) if type_.dtype == I8 else (100.0, LARGEST_E4M3)
+    found: np.ndarray = np.clip(rng.standard_normal(shape, np.float32) * spread, -reach, reach)
+    return found.astype(type_.dtype.numpy)
+
+
 def _index_limit(site: Site, operand: int, sizes: Mapping[str, int]) -> int | None:
     """For an operand that indexes another one: the least size it may index into; None for any other operand."""
     limits: list[int] = []
@@ -60,8 +71,16 @@ def sample_inputs(site: Site, sizes: Mapping[str, int], constants: Mapping[int, 
     """Logical arrays for a site's inputs: the same for the same site and sizes. `constants` are taken as they are."""
     rng = np.random.default_rng(int(site.key, 16))
     known = constants or {}
-    return [known[i] if i in known else _values(operand.type.at(sizes), rng, _index_limit(site, i, sizes))
-            for i, operand in enumerate(site.inputs)]
+    sums = any(s.op in _SHORT_SUMS for s in site.steps)
+
+    def made(i: int, operand: Operand) -> np.ndarray:
+        if i in known:
+            return known[i]
+        if sums and operand.type.dtype in (I8, F8E4M3):
+            return _short_values(operand.type.at(sizes), rng)
+        return _values(operand.type.at(sizes), rng, _index_limit(site, i, sizes))
+
+    return [made(i, operand) for i, operand in enumerate(site.inputs)]
 
 
 def overwritable(site: Site) -> list[int]:
@@ -115,8 +134,9 @@ def wide_tolerance(site: Site, sizes: Mapping[str, int], *, tf32: bool = False) 
     dtypes += [t.dtype for s in site.steps for t in s.types]
     unit = max((UNIT[d.name] for d in dtypes if d.name in UNIT), default=0.0)
     unit = max(unit, UNIT["f16"]) if tf32 and unit else unit
-    sums = min(unit, UNIT["f32"]) * math.sqrt(sum_length(site, sizes))
-    return _LAMBDA * (sums + unit * math.sqrt(len(site.steps)))
+    length = sum_length(site, sizes)
+    cut = _E4M3 * length / 32 if any(s.op == "ShortMatMul" for s in site.steps) else 0.0
+    return cut + _LAMBDA * (min(unit, UNIT["f32"]) * math.sqrt(length) + unit * math.sqrt(len(site.steps)))
 
 
 _PART = 1 << 18     # elements that are compared at a time
@@ -131,12 +151,14 @@ def rounds_to_integers(site: Site) -> bool:
 def difference(found: np.ndarray, wanted: np.ndarray, relative: float, *, quantum: bool = False) -> str | None:
     """Why the result found is not the one wanted, or None. Infinities and NaNs must stand in the same places.
 
-    With `quantum` a few integers may be off by one.
+    With `quantum` a few integers (or numbers of f8e4m3) may be off by one.
     """
     if found.shape != wanted.shape:
         return f"its shape is {list(found.shape)}, not {list(wanted.shape)}"
     if found.size == 0:
         return None
+    if quantum and found.dtype == F8E4M3.numpy:
+        found, wanted = _as_ranks(found), _as_ranks(np.asarray(wanted))
     if not (np.issubdtype(wanted.dtype, np.inexact) or wanted.dtype.kind == "V" or wanted.dtype.name == "bfloat16"):
         wrong = int((found != wanted).sum())
         if quantum and wrong and found.dtype.kind in "iu":
@@ -159,6 +181,12 @@ def difference(found: np.ndarray, wanted: np.ndarray, relative: float, *, quantu
             return None
         worst, scale = float(error[finite].max()), float(np.abs(b[finite]).max())
     return None if worst <= relative * scale else f"wrong by {worst:.2g} at a scale of {scale:.2g}"
+
+
+def _as_ranks(array: np.ndarray) -> np.ndarray:
+    """Numbers of f8e4m3 as integers in their order, neighbours one apart: a rounding is then off by one at most."""
+    bits = np.ascontiguousarray(array.astype(F8E4M3.numpy)).view(np.uint8).astype(np.int16)
+    return np.where(bits & 0x80, -(bits & 0x7F), bits)
 
 
 def _apart(found: np.ndarray, wanted: np.ndarray, wide: type) -> tuple[float, float]:

@@ -65,6 +65,8 @@ def compile_draft(draft: Draft, target: Target) -> CudaLaunch:
     places = {n: i for i, (n, _) in enumerate(draft.signature)}
     attrs = {(places[n],): [["tt.divisibility", 16]] for n in sorted(draft.aligned)}
     options = {"num_warps": draft.warps, "num_stages": draft.stages}
+    if not draft.fused:
+        options["enable_fp_fusion"] = False
     try:
         made = triton.compile(source(kernel, dict(draft.signature), {}, attrs),
                               target=GPUTarget("cuda", capability(target), 32), options=options)

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ingot.graph import F32, Dim
+from ingot.graph import I8, Dim
 from ingot.kernels.cuda.base import CudaTactic, Drafts
 from ingot.kernels.cuda.conv_form import Form, ending, form_of, pixel_parts
 from ingot.kernels.cuda.ending import Split
-from ingot.kernels.cuda.matmul import block_points, precision_of
-from ingot.kernels.cuda.source import Source, ceil_div, is_wide, joined, power_of_two, times, usual
+from ingot.kernels.cuda.matmul import accumulator, block_points, dot_options
+from ingot.kernels.cuda.source import Source, ceil_div, is_wide, joined, power_of_two, sums_of, times, usual
 from ingot.kernels.tactic import Params, Site
 from ingot.target import Target
 
@@ -98,7 +98,7 @@ k = tl.arange(0, {depth})
         source.line(f"b_at = {source.pointer(form.weight)} + (group * {form.width} + n[None, :]) * {length}"
                     " + k[:, None]")
         source.start_dependent()
-        source.line(f"sums = tl.zeros(({rows}, {columns}), tl.float32)")
+        source.line(f"sums = tl.zeros(({rows}, {columns}), {accumulator(site)})")
         per = -(-steps // parts)
         if parts > 1:
             source.line(f"first = part * {per}")
@@ -109,10 +109,9 @@ k = tl.arange(0, {depth})
             source.line(f"a = {a}")
             source.line(f"b = tl.load(b_at + step * {depth}" + (f", mask={column_mask}, other=0.0)" if column_mask
                                                                 else ")"))
-            precision = f", input_precision='{precision_of(target)}'" if form.dtype == F32 else ""
-            source.line(f"sums = tl.dot(a, b, sums{precision})")
+            source.line(f"sums = tl.dot(a, b, sums{dot_options(form.dtype, target)})")
         source.let_next_start()
-        split = Split(parts, rows, columns, across * down * form.groups)
+        split = Split(parts, rows, columns, across * down * form.groups, sums_of(site))
         columns_at = f"(group * {form.width} + n)[None, :]" if form.groups > 1 else "n[None, :]"
         end = ending(source, form, "m[:, None]", [f"{p}[:, None]" if p != "0" else p for p in places], columns_at,
                      row_mask, column_mask)
@@ -229,6 +228,8 @@ class Depthwise(CudaTactic):
             return "its groups have several input channels"
         if form.transposed:
             return "a transposed one"
+        if form.dtype == I8 and form.taps > 1024:
+            return "a window whose sum f32 does not hold exactly"
         return None if form.packed else "the weight is not constant"
 
     def space(self, site: Site, target: Target) -> Iterator[Params]:
@@ -291,6 +292,8 @@ n = (tile % {across}) * {columns} + tl.arange(0, {columns})
         source.let_next_start()
         end = ending(source, form, "m[:, None]", [f"{p}[:, None]" if p != "0" else p for p in places], "n[None, :]",
                      row_mask, column_mask)
+        if form.dtype == I8:        # so few taps that their sum is exact in f32
+            source.line("sums = sums.to(tl.int32)")
         end.finish("sums", form.bias)
         tiles: Dim = across * down
         return Drafts((source.draft((tiles, 1, 1), warps=params["warps"], stages=1),))

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ingot.graph import BF16, F16, F32, Dim
+from ingot.graph import BF16, F16, F32, I8, Dim
 from ingot.kernels.convolution import Extents, extents, operands
 from ingot.kernels.cuda.ending import Ending, Place
 from ingot.kernels.cuda.matmul import along
@@ -39,14 +39,17 @@ def five(steps: tuple[Dim, ...]) -> tuple[Dim, ...]:
 def form_of(site: Site, *, gluon: bool = False) -> Form | str:
     """The convolution a site is built around, or why it is none that kernels are generated for."""
     step = site.step
-    if step.op not in ("Conv", "ConvTranspose"):
+    if step.op not in ("Conv", "ConvTranspose", "ConvInteger"):
         return f"{step.op} is no convolution"
+    if step.op == "ConvInteger" and any(i is not None for i in step.inputs[2:]):
+        return "a zero point"
     found = operands(site)
     if isinstance(found, str):
         return found
     x_index, weight_index, bias_index = found
     x, weight, out = site.inputs[x_index], site.inputs[weight_index], site.outputs[0]
-    if x.type.dtype not in (F16, BF16, F32) or weight.type.dtype != x.type.dtype:
+    served = (I8,) if step.op == "ConvInteger" else (F16, BF16, F32)
+    if x.type.dtype not in served or weight.type.dtype != x.type.dtype:
         return f"elements of type {x.type.dtype} and {weight.type.dtype}"
     if weight.strides is not None or weight.type.layout:
         return "the weight is strided"

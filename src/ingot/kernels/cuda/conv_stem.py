@@ -15,8 +15,8 @@ from ingot.graph import Dim
 from ingot.kernels.cuda.base import CudaTactic, Drafts
 from ingot.kernels.cuda.conv_form import Form, ending, form_of, pixel_parts
 from ingot.kernels.cuda.ending import Split
-from ingot.kernels.cuda.matmul import block_points, precision_of
-from ingot.kernels.cuda.source import NAMES, Draft, Source, ceil_div, is_wide, joined, power_of_two, times, usual
+from ingot.kernels.cuda.matmul import accumulator, block_points, dot_options
+from ingot.kernels.cuda.source import Draft, Source, ceil_div, is_wide, joined, power_of_two, sums_of, times, usual
 from ingot.kernels.tactic import Params, Site
 from ingot.target import Target
 
@@ -152,7 +152,7 @@ k = tl.arange(0, {depth})
         source.line(f"base = {base} + m * 0")
         source.line(f"b_at = {source.pointer(form.weight)} + n[None, :] * {steps * depth} + k[:, None]")
         source.start_dependent()
-        source.line(f"sums = tl.zeros(({rows}, {columns}), tl.float32)")
+        source.line(f"sums = tl.zeros(({rows}, {columns}), {accumulator(site)})")
         with source.block(f"for step in range(0, {steps}):"):
             source.line(f"at = step * {depth} + k")
             source.line(f"place = at // {runs.run} * {line * form.dilations[1]} + at % {runs.run}")
@@ -166,13 +166,12 @@ k = tl.arange(0, {depth})
                         + (f", mask={held}, other=0.0)" if masks else ")"))
             source.line(f"b = tl.load(b_at + step * {depth}" + (f", mask={column_mask}, other=0.0)" if column_mask
                                                                 else ")"))
-            extra = f", input_precision='{precision_of(target)}'" if NAMES[form.dtype.name] == "tl.float32" else ""
-            source.line(f"sums = tl.dot(a, b, sums{extra})")
+            source.line(f"sums = tl.dot(a, b, sums{dot_options(form.dtype, target)})")
         source.let_next_start()
         end = ending(source, form, "m[:, None]", [f"{p}[:, None]" if p != "0" else p for p in places], "n[None, :]",
                      row_mask, column_mask)
-        Split(1, rows, columns, across * down).write(source, "sums", "tile", "0",
-                                                     lambda sums: end.finish(sums, form.bias))
+        Split(1, rows, columns, across * down, sums_of(site)).write(source, "sums", "tile", "0",
+                                                                    lambda sums: end.finish(sums, form.bias))
         return source.draft((across * down, 1, 1), warps=params["warps"], stages=params["stages"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from ingot.graph import F32, Dim
+from ingot.graph import F32, Dim, DType
 from ingot.kernels.cuda.expression import run_steps
 from ingot.kernels.cuda.source import NAMES, Source, Value, joined, registers_of
 
@@ -81,6 +81,7 @@ class Split:
     rows: int
     columns: int
     tiles: Dim          # blocks of the result
+    dtype: DType = F32  # of the sums: four bytes
 
     @property
     def workspace(self) -> Dim:
@@ -95,7 +96,7 @@ class Split:
         if self.parts == 1:
             finish(sums)
             return
-        work, counters = source.workspace(F32), source.counters()
+        work, counters = source.workspace(self.dtype), source.counters()
         size = self.rows * self.columns
         along, across = ("tl.arange(0, {})" if not source.gluon else "tl.arange(0, {}, layout=tl.SliceLayout("
                          f"{axis}, layout))" for axis in (1, 0))

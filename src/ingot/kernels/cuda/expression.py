@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from ingot.graph import BOOL, F32, F64, I32, DType
-from ingot.kernels.cuda.source import HALVES, NAMES, Source, Value, number, registers_of
+from ingot.graph import BOOL, F8E4M3, F32, F64, I32, DType
+from ingot.kernels.cuda.source import NAMES, SHORTS, Source, Value, number, registers_of
 from ingot.kernels.steps import dtype_of, walk_steps
 from ingot.kernels.tactic import Site, Step
 
@@ -230,12 +230,14 @@ _RULES: Mapping[str, Rule] = {**_FLOAT_ONLY, **_ANY}
 _F64 = frozenset(("Sigmoid", "Exp", "Log", "Sqrt", "Reciprocal", "Floor", "Ceil", "Round", "IsNaN", "IsInf", "Dropout",
                   "Softsign", "Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh",
                   "Tanh"))
+_BY_NUMPY = ("Quantize", "Dequantize")
 _LIBRARY = frozenset(op for op, text in _TEXTS.items() if "libdevice" in text) | {"Pow", "Mod", "Erf"}
 
 
 def declines_step(step: Step, dtypes: Sequence[DType | None] = (), *, gluon: bool = False) -> str | None:
     """Why a step cannot be computed in registers, or None. `gluon`: without calls of the device library."""
-    if step.op not in ("BitCast", "Cast", "QuantizeLinear", "DequantizeLinear") and step.op not in _RULES:
+    if step.op not in ("BitCast", "Cast", "QuantizeLinear", "DequantizeLinear", *_BY_NUMPY) and (
+            step.op not in _RULES):
         return f"{step.op} is not a pointwise expression"
     if len(step.types) != 1:
         return f"{step.op} makes {len(step.types)} results here"
@@ -243,7 +245,7 @@ def declines_step(step: Step, dtypes: Sequence[DType | None] = (), *, gluon: boo
         return f"{step.op} calls the device library"
     known = [d for d in dtypes if d is not None]
     for dtype in (step.types[0].dtype, *known):
-        if dtype.name not in SUPPORTED:
+        if dtype.name not in SUPPORTED and (dtype != F8E4M3 or step.op not in _BY_NUMPY):
             return f"no expressions on {dtype}"
     first = known[0] if known else step.types[0].dtype
     if step.op in _FLOAT_ONLY and first.kind != "float":
@@ -254,6 +256,10 @@ def declines_step(step: Step, dtypes: Sequence[DType | None] = (), *, gluon: boo
     if step.op in ("QuantizeLinear", "DequantizeLinear") and (
             attrs.get("block_size") or attrs.get("precision") or not attrs.get("saturate", 1)):
         return f"{step.op} by blocks, or without saturation"
+    if step.op == "Quantize" and step.types[0].dtype.name not in ("i8", "u8", "f8e4m3"):
+        return f"Quantize to {step.types[0].dtype}"
+    if step.op in _BY_NUMPY and len(known) > 1 and known[1] != F32:
+        return f"scales of type {known[1]}"
     if step.op == "BitCast" and first.nbytes != step.types[0].dtype.nbytes:
         return f"BitCast of {first} to {step.types[0].dtype}"
     if step.op == "Clip" and first.kind in ("uint", "bool"):
@@ -268,7 +274,7 @@ def cast(value: Value, stored: DType, text: str | None = None) -> str:
     x, source = text or value.text, value.dtype
     if stored == BOOL:
         return x if source == BOOL else f"({x} != 0)"
-    if stored in HALVES:
+    if stored in SHORTS:
         return f"{x}.to({NAMES[stored.name]}).to(tl.float32)"
     if source.kind == "float" and stored.kind in ("int", "uint") and stored.bits < 32:
         return f"{x}.to({NAMES[I32.name]}).to({NAMES[stored.name]})"
@@ -280,9 +286,9 @@ def _bits_as(value: Value, given: DType, stored: DType) -> str:
     x = value.text
     if BOOL in (given, stored):
         return f"({x} != 0)" if stored == BOOL else f"{x}.to({NAMES[stored.name]})"
-    if given in HALVES:
+    if given in SHORTS:
         x = f"{x}.to({NAMES[given.name]})"
-    return f"{x}.to({NAMES[stored.name]}, bitcast=True)" + (".to(tl.float32)" if stored in HALVES else "")
+    return f"{x}.to({NAMES[stored.name]}, bitcast=True)" + (".to(tl.float32)" if stored in SHORTS else "")
 
 
 def apply(source: Source, step: Step, args: Sequence[Value | None], source_dtype: DType | None = None) -> Value:
@@ -306,11 +312,37 @@ def apply(source: Source, step: Step, args: Sequence[Value | None], source_dtype
         high = low + (1 << stored.bits) - 1
         kept = source.let(f"tl.where({scaled} < {low}.0, {low}.0, tl.where({scaled} > {high}.0, {high}.0, {scaled}))")
         return Value(source.let(cast(Value(kept, F32), stored)), result)
+    if step.op == "Dequantize":
+        zero = f" - {given[2]}.to(tl.float32)" if len(given) > 2 and given[2] else ""
+        return Value(source.let(f"({first}.to(tl.float32){zero}) * {given[1]}"), result)
+    if step.op == "Quantize":
+        return Value(source.let(_quantized(source, stored, bool(attrs.get("multiply")), given)), result)
     text = _RULES[step.op](Call(source, attrs, given, result))
     name = source.let(text)
     if step.op == "Pow" and stored.kind != "float":
         name = source.let(f"{name}.to({NAMES[stored.name]})")
     return Value(name, result)
+
+
+def _quantized(source: Source, stored: DType, multiply: bool, given: Sequence[Value | None]) -> str:
+    """A real as an integer, to nearest, ties to even, saturated, NaN the least one; or as f8e4m3.
+
+    Past 1.5 * 2^23 the neighbours of a float are one apart: that sum is rounded to a whole number, which is what its
+    last bits say. No call of the device library, no conversion.
+    """
+    x, factor, zero = (*given, None)[:3]
+    scaled = source.let(f"{x} * {factor}" if multiply else f"tl.div_rn({x}, {factor})")
+    if stored == F8E4M3:            # the conversion saturates
+        return f"{scaled}.to(tl.float8e4nv).to(tl.float32)"
+    low = 0 if stored.kind == "uint" else -(1 << (stored.bits - 1))
+    high = low + (1 << stored.bits) - 1
+    ends = (f"{low}.0", f"{high}.0")
+    if zero is not None:
+        real = source.let(f"{zero}.to(tl.float32)")
+        ends = (source.let(f"{low}.0 - {real}"), source.let(f"{high}.0 - {real}"))
+    kept = source.let(f"tl.minimum(tl.maximum({scaled}, {ends[0]}), {ends[1]})")
+    whole = source.let(f"({kept} + 12582912.0).to(tl.int32, bitcast=True)")
+    return f"({whole}{f' + {zero}.to(tl.int32)' if zero is not None else ''}).to({NAMES[stored.name]})"
 
 
 def declines_steps(site: Site, steps: Sequence[Step], *, gluon: bool = False) -> str | None:

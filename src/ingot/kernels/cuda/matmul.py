@@ -5,17 +5,30 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ingot.graph import BF16, F16, F32, Dim, product
+from ingot.graph import BF16, F8E4M3, F16, F32, I8, Dim, DType, product
 from ingot.kernels.cuda.base import CudaTactic, Drafts
 from ingot.kernels.cuda.ending import Ending, Place, Split
 from ingot.kernels.cuda.expression import declines_steps
-from ingot.kernels.cuda.source import MULTIPROCESSORS, SHARED, Source, ceil_div, is_wide, joined, times, usual
+from ingot.kernels.cuda.source import (
+    MULTIPROCESSORS,
+    NAMES,
+    SHARED,
+    Source,
+    ceil_div,
+    is_wide,
+    joined,
+    sums_of,
+    times,
+    usual,
+)
 from ingot.kernels.steps import operands_of
 from ingot.kernels.tactic import Params, Site
 from ingot.kernels.x86.matmul_form import Form, collapsed, form_of, spread
 from ingot.target import Target
 
 FLOATS = (F16, BF16, F32)
+ELEMENTS: Mapping[str, tuple[DType, ...]] = {       # products, and the element types they take
+    "MatMul": FLOATS, "Gemm": FLOATS, "MatMulInteger": (I8,), "ShortMatMul": (BF16, F8E4M3)}
 # rows, columns, depth, warps of the blocks that are tried
 SHAPES = ((128, 128, 64, 8), (128, 64, 64, 4), (64, 128, 64, 4), (64, 64, 64, 4), (128, 256, 64, 8), (256, 128, 64, 8),
           (64, 32, 64, 4), (32, 64, 64, 4), (32, 32, 64, 4), (16, 64, 128, 4), (16, 32, 128, 4), (16, 128, 64, 4),
@@ -47,14 +60,26 @@ def declines_ending(site: Site, form: Form, *, gluon: bool = False) -> str | Non
     return None
 
 
+def product_of(site: Site) -> Form | str:
+    """The form of any of the products that kernels here serve."""
+    return form_of(site, tuple(ELEMENTS))
+
+
+def accumulator(site: Site) -> str:
+    """The name of the type in which a site's product is summed."""
+    return NAMES[sums_of(site).name]
+
+
 def declines_product(site: Site, target: Target, *, gluon: bool = False) -> Form | str:
     """The form of a product that kernels are generated for, or why it has none."""
-    form = form_of(site)
+    form = product_of(site)
     if isinstance(form, str):
         return form
     left, right = site.inputs[form.left].type.dtype, site.inputs[form.right].type.dtype
-    if left not in FLOATS or right != left:
+    if left not in ELEMENTS[site.op] or right != left:
         return f"elements of type {left} and {right}"
+    if site.op == "MatMulInteger" and any(i is not None for i in site.step.inputs[2:]):
+        return "a zero point"
     if not isinstance(form.depth, int):
         return "the depth is known only at run time"
     return declines_ending(site, form, gluon=gluon) or form
@@ -110,7 +135,7 @@ class MatMul(CudaTactic):
         return form if isinstance(form, str) else None
 
     def _form(self, site: Site) -> Form:
-        form = form_of(site)
+        form = product_of(site)
         if isinstance(form, str):
             raise ValueError(form)
         return form
@@ -165,7 +190,7 @@ k = tl.arange(0, {depth})
         source.line(f"a_at = {source.pointer(form.left)} + {left}")
         source.line(f"b_at = {source.pointer(form.right)} + {right}")
         source.start_dependent()
-        source.line(f"sums = tl.zeros(({rows}, {columns}), tl.float32)")
+        source.line(f"sums = tl.zeros(({rows}, {columns}), {accumulator(site)})")
         per = -(-steps // parts)
         if parts > 1:
             source.line(f"first = part * {per}")
@@ -182,7 +207,7 @@ k = tl.arange(0, {depth})
             source.line(f"b = {b}")
             source.line(f"sums = tl.dot(a, b, sums{_precision(site, form, target)})")
         source.let_next_start()
-        split = Split(parts, rows, columns, across * down * product(form.batch))
+        split = Split(parts, rows, columns, across * down * product(form.batch), sums_of(site))
         end = ending(source, form, batch, "m[:, None]", "n[None, :]", row_mask, column_mask)
         split.write(source, "sums", "tile", "part",
                     lambda sums: end.finish(sums, form.bias, alpha=form.alpha, beta=form.beta))
@@ -191,7 +216,14 @@ k = tl.arange(0, {depth})
 
 
 def _precision(site: Site, form: Form, target: Target) -> str:
-    return f", input_precision='{precision_of(target)}'" if site.inputs[form.left].type.dtype == F32 else ""
+    return dot_options(site.inputs[form.left].type.dtype, target)
+
+
+def dot_options(dtype: DType, target: Target) -> str:
+    """What `tl.dot` has to be told beside its operands."""
+    if dtype == I8:
+        return ", out_dtype=tl.int32"
+    return f", input_precision='{precision_of(target)}'" if dtype == F32 else ""
 
 
 def _bound(source: Source, name: str, size: Dim, block: int, shape: str) -> str | None:
@@ -256,10 +288,12 @@ def block_points(rows: int, columns: int, depth: int, batch: int, size: int, tar
     for r, c, d, w in SHAPES:
         if size == 4:
             d = min(d, 32)
+        if size == 1 and d == 64:
+            d = 128
         if (r > 16 and r >= 2 * max(rows, 16)) or (c > 32 and c >= 2 * max(columns, 16)):
             continue
         if d >= 2 * max(depth, 16):
-            d = max(16, 1 << (depth - 1).bit_length())
+            d = max(32 if size == 1 else 16, 1 << (depth - 1).bit_length())
         tiles, steps = -(-rows // r) * -(-columns // c) * batch, -(-depth // d)
         for parts in splits_for(tiles, steps, multi):
             for stages in stage_choices:
@@ -283,5 +317,6 @@ def spread_out(points: list[dict[str, int]], name: str) -> list[Params]:
     return [kind[i] for i in range(longest) for kind in rounds.values() if i < len(kind)]
 
 
-__all__ = ["MatMul", "along", "block_clocks", "block_points", "declines_product", "ending", "multiprocessors",
-           "packed_right", "precision_of", "splits_for", "spread_out", "unflattened"]
+__all__ = ["MatMul", "accumulator", "along", "block_clocks", "block_points", "declines_product", "dot_options",
+           "ending", "multiprocessors", "packed_right", "precision_of", "product_of", "splits_for", "spread_out",
+           "unflattened"]

@@ -6,19 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ingot.graph import BF16, BOOL, F16, F32, Dim, DType, evaluate, product
+from ingot.graph import BF16, BOOL, F8E4M3, F16, F32, I32, Dim, DType, evaluate, product
 from ingot.kernels.cuda.kernel import COUNTERS, DATA, WORKSPACE, Argument, Pointer, Scalar, TensorMap
 from ingot.kernels.tactic import Operand, Site
 from ingot.target import Target
 
 HALVES = (F16, BF16)
+SHORTS = (*HALVES, F8E4M3)      # floats that are f32 in registers
+SUMS_INTEGERS = frozenset({"MatMulInteger", "ConvInteger"})
 TYPES: Mapping[str, str] = {
     "f16": "fp16", "bf16": "bf16", "f32": "fp32", "f64": "fp64", "i8": "i8", "i16": "i16", "i32": "i32", "i64": "i64",
-    "u8": "u8", "u16": "u16", "u32": "u32", "u64": "u64", "bool": "u8"}
+    "u8": "u8", "u16": "u16", "u32": "u32", "u64": "u64", "bool": "u8", "f8e4m3": "fp8e4nv"}
 NAMES: Mapping[str, str] = {
     "f16": "tl.float16", "bf16": "tl.bfloat16", "f32": "tl.float32", "f64": "tl.float64", "i8": "tl.int8",
     "i16": "tl.int16", "i32": "tl.int32", "i64": "tl.int64", "u8": "tl.uint8", "u16": "tl.uint16", "u32": "tl.uint32",
-    "u64": "tl.uint64", "bool": "tl.int1"}
+    "u64": "tl.uint64", "bool": "tl.int1", "f8e4m3": "tl.float8e4nv"}
 MULTIPROCESSORS: Mapping[str, int] = {"sm_80": 108, "sm_86": 84, "sm_89": 128, "sm_90": 132, "sm_100": 148}
 SHARED: Mapping[str, int] = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227}      # KiB per block
 
@@ -48,11 +50,17 @@ class Draft:
     stages: int = 3
     gluon: bool = False
     dependent: bool = False
+    fused: bool = True      # a product and a sum may become one operation, rounded once
 
 
 def registers_of(dtype: DType) -> DType:
     """The element type a value of this stored type has in registers."""
-    return F32 if dtype in HALVES else dtype
+    return F32 if dtype in SHORTS else dtype
+
+
+def sums_of(site: Site) -> DType:
+    """The element type in which a product or convolution is summed."""
+    return I32 if site.op in SUMS_INTEGERS else F32
 
 
 def number(value: float) -> str:
@@ -203,7 +211,7 @@ class Source:
 
     def widened(self, text: str, dtype: DType) -> str:
         """What was loaded, in its register type."""
-        if dtype in HALVES:
+        if dtype in SHORTS:
             return f"{text}.to(tl.float32)"
         return f"({text} != 0)" if dtype == BOOL else text
 
@@ -237,7 +245,7 @@ class Source:
         text = "@jit\ndef kernel(" + ", ".join(names) + "):\n" + "\n".join(self._lines) + "\n"
         return Draft(text, tuple((n, self._parameters[n][0]) for n in names), frozenset(self._aligned),
                      tuple(self._parameters[n][1] for n in names), (x, y, z), warps, stages, self.gluon,
-                     any("gdc_wait" in line for line in self._lines))
+                     any("gdc_wait" in line for line in self._lines), self.site.op not in SUMS_INTEGERS)
 
 
 def capability(target: Target) -> int:
@@ -265,6 +273,6 @@ def is_wide(site: Site) -> bool:
     return any(most(product(o.type.physical), site) >= 1 << 31 for o in (*site.inputs, *site.outputs))
 
 
-__all__ = ["HALVES", "MULTIPROCESSORS", "NAMES", "SHARED", "TYPES", "Draft", "Source", "Value", "capability",
-           "ceil_div", "is_wide", "joined", "logical_strides", "most", "number", "physical_order", "power_of_two",
-           "registers_of", "times", "usual"]
+__all__ = ["HALVES", "MULTIPROCESSORS", "NAMES", "SHARED", "SHORTS", "SUMS_INTEGERS", "TYPES", "Draft", "Source",
+           "Value", "capability", "ceil_div", "is_wide", "joined", "logical_strides", "most", "number",
+           "physical_order", "power_of_two", "registers_of", "sums_of", "times", "usual"]

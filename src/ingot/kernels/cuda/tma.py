@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ingot.graph import BF16, F16, Dim, DType, product
+from ingot.graph import BF16, F8E4M3, F16, I8, Dim, DType, product
 from ingot.kernels.cuda.base import CudaTactic, Drafts
 from ingot.kernels.cuda.conv_form import Form as ConvForm
 from ingot.kernels.cuda.conv_form import ending as conv_ending
@@ -20,6 +20,7 @@ from ingot.kernels.cuda.conv_form import form_of as conv_form_of
 from ingot.kernels.cuda.ending import Ending, Split
 from ingot.kernels.cuda.kernel import TensorMap
 from ingot.kernels.cuda.matmul import (
+    accumulator,
     block_clocks,
     declines_product,
     ending,
@@ -29,15 +30,26 @@ from ingot.kernels.cuda.matmul import (
     spread_out,
 )
 from ingot.kernels.cuda.pointwise import spread
-from ingot.kernels.cuda.source import SHARED, TYPES, Source, Value, capability, ceil_div, registers_of, usual
+from ingot.kernels.cuda.source import (
+    SHARED,
+    TYPES,
+    Source,
+    Value,
+    capability,
+    ceil_div,
+    power_of_two,
+    registers_of,
+    sums_of,
+    usual,
+)
 from ingot.kernels.steps import operands_of
 from ingot.kernels.tactic import Params, Site
 from ingot.kernels.x86.matmul_form import Form, collapsed
 from ingot.kernels.x86.matmul_form import spread as product_spread
 from ingot.target import Target
 
-HALVES = (F16, BF16)
-DEPTH = 64          # elements of the depth per step: 128 bytes, the widest swizzle
+SERVED = (F16, BF16, I8, F8E4M3)
+DEPTH = 64          # elements of the depth per step, of halves: 128 bytes, the widest swizzle
 SHAPES = ((64, 32, 4), (64, 64, 4), (64, 128, 4), (64, 256, 4), (128, 64, 4), (128, 64, 8), (128, 128, 4),
           (128, 128, 8), (128, 256, 8), (256, 64, 8), (256, 128, 8))    # rows, columns, warps
 
@@ -65,30 +77,36 @@ def declines_target(target: Target) -> str | None:
     return None if capability(target) == 90 else "warp-group products are Hopper's (sm_90)"
 
 
-def shared_layout(columns: int) -> str:
-    """The swizzled layout of a tile so many two-byte elements wide."""
-    return (f"NVMMASharedLayout(swizzle_byte_width={min(128, columns * 2)}, element_bitwidth=16, rank=2, "
-            "transposed=False, fp4_padded=False, cga_layout=[])")
+def shared_layout(columns: int, nbytes: int = 2) -> str:
+    """The swizzled layout of a tile so many elements of so many bytes wide."""
+    return (f"NVMMASharedLayout(swizzle_byte_width={min(128, columns * nbytes)}, element_bitwidth={8 * nbytes}, "
+            "rank=2, transposed=False, fp4_padded=False, cga_layout=[])")
 
 
-def tma_points(rows: int, columns: int, steps: int, extra: bool, target: Target) -> list[Params]:
-    """Block shapes, stages and splits worth a race, the shortest by the model first."""
+def depth_of(dtype: DType, channels: int) -> int:
+    """Elements of the depth per step, where so many lie next to each other."""
+    return DEPTH if dtype.nbytes > 1 else max(32, min(2 * DEPTH, power_of_two(channels)))
+
+
+def tma_points(rows: int, columns: int, steps: int, extra: int, target: Target, depth: int, size: int) -> list[Params]:
+    """Block shapes, stages and splits worth a race, the shortest by the model first. `extra`: bytes of an element of
+    what is brought beside the result; `depth` elements of `size` bytes a step."""
     multi, room = multiprocessors(target), SHARED["sm_90"] * 1024
     found: list[tuple[float, dict[str, int]]] = []
     for r, c, w in SHAPES:
         if (c > 32 and c >= 2 * columns) or (r > 64 and r >= 2 * rows):
             continue
         tiles = -(-rows // r) * -(-columns // c)
-        held = r * c * 2 if extra else 0
+        held = r * c * extra
         for parts in splits_for(tiles, steps, multi):
             per = -(-steps // parts)
             for blocks in (1, 2, 3, 4):
-                stages = min(8, (room // blocks - 1536 - held) // ((r + c) * DEPTH * 2), per + 1)
+                stages = min(8, (room // blocks - 1536 - held) // ((r + c) * depth * size), per + 1)
                 if stages < 2:
                     continue
                 # its loads are asynchronous throughout, its addresses free: a little less than pointers cost
-                clocks = block_clocks(r, c, DEPTH, 2, stages, w, tiles, steps, parts, multi, room) * 0.9
-                found.append((clocks, {"rows": r, "columns": c, "depth": DEPTH, "warps": w, "stages": stages,
+                clocks = block_clocks(r, c, depth, size, stages, w, tiles, steps, parts, multi, room) * 0.9
+                found.append((clocks, {"rows": r, "columns": c, "depth": depth, "warps": w, "stages": stages,
                                        "split": parts}))
     found.sort(key=lambda pair: pair[0])
     return spread_out([p for _, p in found], "stages")
@@ -103,20 +121,22 @@ class TmaTactic(CudaTactic):
         `at` of the left operand, without its last arguments; `start` defines what it needs."""
         rows, columns, depth, stages = params["rows"], params["columns"], params["depth"], params["stages"]
         parts = params["split"]
-        kind = TYPES[source.operand(weight.of).type.dtype.name]
-        wide = shared_layout(depth)
+        dtype = source.operand(weight.of).type.dtype
+        kind, wide = TYPES[dtype.name], shared_layout(depth, dtype.nbytes)
         source.tensor_map("left", f"{batch_kind}{wide}>", left)
         source.tensor_map("right", f"tensordesc<{kind}[{columns},{depth}],{wide}>",
-                          weight.map(source.operand(weight.of).type.dtype))
+                          weight.map(dtype))
         for name, matrix in (("result", out), ("beside", beside)):
             if matrix is not None:
-                source.tensor_map(name, f"tensordesc<{kind}[{rows},{columns}],{shared_layout(columns)}>",
-                                  matrix.map(source.operand(matrix.of).type.dtype))
+                own = source.operand(matrix.of).type.dtype
+                source.tensor_map(name, f"tensordesc<{TYPES[own.name]}[{rows},{columns}],"
+                                        f"{shared_layout(columns, own.nbytes)}>", matrix.map(own))
         per = -(-steps // parts)
         count = f"tl.minimum({per}, {steps} - first)" if parts > 1 and steps % parts else str(per)
-        instruction = f"instr_shape=[16, {columns}, 16]"
+        # Triton knows no instruction on integers that is 256 columns wide
+        instruction = f"instr_shape=[16, {min(columns, 128) if dtype == I8 else columns}, {32 // dtype.nbytes}]"
         layout = f"tl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[{params['warps']}, 1], {instruction})"
-        size = (rows + columns) * depth * 2
+        size = (rows + columns) * depth * dtype.nbytes
         source.lines(f"""
 layout: tl.constexpr = {layout}
 {start}
@@ -141,10 +161,11 @@ mbarrier.init(held_bar.index(0), count=1)
         with source.block(f"for i in tl.static_range({stages - 1}):"):
             self._lefts(source, "i", load, stages)
         if beside is not None:
-            source.line(f"mbarrier.expect(held_bar.index(0), {rows * columns * 2})")
+            source.line(f"mbarrier.expect(held_bar.index(0), "
+                        f"{rows * columns * source.operand(beside.of).type.dtype.nbytes})")
             source.line(f"tma.async_load(beside, [tile_m * {rows}, tile_n * {columns}], held_bar.index(0), held)")
         source.line("gdc_launch_dependents()")
-        source.line(f"sums = tl.zeros(({rows}, {columns}), tl.float32, layout)")
+        source.line(f"sums = tl.zeros(({rows}, {columns}), {accumulator(source.site)}, layout)")
         with source.block("for i in range(0, count):"):
             source.lines(f"""
 stage = i % {stages}
@@ -164,7 +185,7 @@ n = tile_n * {columns} + tl.arange(0, {columns}, layout=tl.SliceLayout(0, layout
 """)
         if beside is not None:
             source.line("mbarrier.wait(held_bar.index(0), 0)")
-            source.line("beside_sums = held.load(layout).to(tl.float32)")
+            source.line(f"beside_sums = {source.widened('held.load(layout)', source.operand(beside.of).type.dtype)}")
             source.line("mbarrier.invalidate(held_bar.index(0))")
 
     @staticmethod
@@ -223,7 +244,7 @@ class TmaMatMul(TmaTactic):
         if isinstance(form, str):
             return form
         left, right = site.inputs[form.left], site.inputs[form.right]
-        if left.type.dtype not in HALVES:
+        if left.type.dtype not in SERVED:
             return f"elements of type {left.type.dtype}"
         if not right.constant or product(form.batch) != 1 or product(form.right_own) != 1:
             return "the right operand is no constant matrix"
@@ -245,8 +266,11 @@ class TmaMatMul(TmaTactic):
 
     def space(self, site: Site, target: Target) -> Iterator[Params]:
         form = self._known(site, target)
-        yield from tma_points(usual(form.rows, site), usual(form.columns, site), -(-int(str(form.depth)) // DEPTH),
-                              self._beside(site, form) is not None, target)
+        dtype, long, beside = site.inputs[form.left].type.dtype, int(str(form.depth)), self._beside(site, form)
+        depth = depth_of(dtype, long)
+        yield from tma_points(usual(form.rows, site), usual(form.columns, site), -(-long // depth),
+                              0 if beside is None else site.inputs[beside].type.dtype.nbytes, target, depth,
+                              dtype.nbytes)
 
     def pack(self, site: Site, params: Params, target: Target,
              constants: Mapping[int, np.ndarray]) -> Mapping[int, np.ndarray]:
@@ -260,7 +284,7 @@ class TmaMatMul(TmaTactic):
         for i in operands_of(site.epilogue):
             operand = site.inputs[i]
             steps = product_spread(operand, form, shape)
-            if operand.type.dtype != site.inputs[form.left].type.dtype or steps is None or not operand.aligned:
+            if operand.type.dtype not in SERVED or steps is None or not operand.aligned:
                 continue
             row = collapsed(steps[len(form.batch):-1], form.row_dims)
             if steps[-1] == 1 and row is not None and fits_tma(row, operand.type.dtype):
@@ -274,7 +298,7 @@ class TmaMatMul(TmaTactic):
         whole = -(-long // depth) * depth
         dtype = site.inputs[form.left].type.dtype
         out = len(site.inputs)
-        by_tma = (site.output.dtype == dtype and fits_tma(form.out_row, dtype) and site.outputs[0].aligned
+        by_tma = (site.output.dtype in SERVED and fits_tma(form.out_row, site.output.dtype) and site.outputs[0].aligned
                   and not form.no_column)
         result = Matrix(out, form.rows, form.columns, form.out_row) if by_tma else None
         index = self._beside(site, form)
@@ -291,7 +315,7 @@ class TmaMatMul(TmaTactic):
                     load=f"tma.async_load(left, [tile_m * {rows}, at * {depth}]")
         row_mask, column_mask = bounds(source, form.rows, form.columns, params)
         end = ending(source, form, ["0"] * len(form.batch), "m[:, None]", "n[None, :]", row_mask, column_mask)
-        split = Split(params["split"], rows, columns, across * down)
+        split = Split(params["split"], rows, columns, across * down, sums_of(site))
         self.finish(source, params, end, split, form.bias, by_tma=by_tma, beside=index,
                     factors=(form.alpha, form.beta))
         draft = source.draft((across * down, params["split"], 1), warps=params["warps"])
@@ -310,8 +334,8 @@ class TmaConvolution(TmaTactic):
         if isinstance(form, str):
             return form
         x = site.inputs[form.x]
-        if form.dtype not in HALVES or form.transposed or form.groups != 1 or not form.packed:
-            return "it takes halves, one group and a constant weight"
+        if form.dtype not in SERVED or form.transposed or form.groups != 1 or not form.packed:
+            return "it takes short types, one group and a constant weight"
         steps = form.x_steps
         if form.kernel[0] != 1 or form.size[0] != 1 or x.type.rank > 4:
             return "more than two spatial axes"
@@ -351,15 +375,17 @@ class TmaConvolution(TmaTactic):
             operand = site.inputs[i]
             steps = five(spread(site, i, site.output.shape) or (0, 0, 0))
             step = collapsed((steps[0], *steps[2:]), (form.batch, *form.out_size))
-            if (operand.type.dtype == form.dtype and operand.aligned and steps[1] == 1 and step is not None
-                    and fits_tma(step, form.dtype)):
+            if (operand.type.dtype in SERVED and operand.aligned and steps[1] == 1 and step is not None
+                    and fits_tma(step, operand.type.dtype)):
                 return Matrix(i, form.pixels, form.filters, step)
         return None
 
     def space(self, site: Site, target: Target) -> Iterator[Params]:
         form = self._known(site, target)
-        yield from tma_points(usual(form.pixels, site), form.filters, -(-form.depth // DEPTH) * form.taps,
-                              self._beside(site, form) is not None, target)
+        depth, beside = depth_of(form.dtype, form.depth), self._beside(site, form)
+        yield from tma_points(usual(form.pixels, site), form.filters, -(-form.depth // depth) * form.taps,
+                              0 if beside is None else site.inputs[beside.of].type.dtype.nbytes, target, depth,
+                              form.dtype.nbytes)
 
     def pack(self, site: Site, params: Params, target: Target,
              constants: Mapping[int, np.ndarray]) -> Mapping[int, np.ndarray]:
@@ -375,8 +401,8 @@ class TmaConvolution(TmaTactic):
         blocks, kind = -(-form.depth // depth), TYPES[form.dtype.name]
         steps, out = form.taps * blocks, len(site.inputs)
         step = collapsed((form.out_steps[0], *form.out_steps[2:]), (form.batch, *form.out_size))
-        by_tma = (site.output.dtype == form.dtype and form.out_steps[1] == 1 and site.outputs[0].aligned
-                  and step is not None and fits_tma(step, form.dtype))
+        by_tma = (site.output.dtype in SERVED and form.out_steps[1] == 1 and site.outputs[0].aligned
+                  and step is not None and fits_tma(step, site.output.dtype))
         result = Matrix(out, form.pixels, form.filters, step or 0) if by_tma else None
         beside = self._beside(site, form)
         across, down = -(-form.filters // columns), ceil_div(form.pixels, rows)
@@ -408,7 +434,7 @@ class TmaConvolution(TmaTactic):
         parts = pixel_parts(source, form, "m")
         end = conv_ending(source, form, "m[:, None]", [f"{p}[:, None]" if p != "0" else p for p in parts],
                           "n[None, :]", row_mask, column_mask)
-        split = Split(params["split"], rows, columns, across * down)
+        split = Split(params["split"], rows, columns, across * down, sums_of(site))
         self.finish(source, params, end, split, form.bias, by_tma=by_tma, beside=None if beside is None else beside.of)
         draft = source.draft((split.tiles, params["split"], 1), warps=params["warps"])
         return Drafts((draft,), split.workspace, split.counters)
