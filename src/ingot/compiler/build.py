@@ -116,8 +116,8 @@ def build_with_report(model: Any, shapes: Mapping[str, ShapeSpec] | None = None,
         return _in_parts(taken.flow, target, options, dump, clock, progress, name or taken.name, model, taken)
     if options.target not in ("", "x86"):
         made = build_gpu(graph, options, clock, dump, inputs=taken.inputs, original=taken.original, progress=progress,
-                         name=name or taken.name, path=_path(model), notes=taken.notes)
-        return Build(made.engine, dict(clock.seconds), made.tuning)
+                         name=name or taken.name, path=_path(model), notes=taken.notes, calibration=calibration)
+        return Build(made.engine, dict(clock.seconds), made.tuning, made.plan)
     plan = None
     if options.precision not in FLOATS:
         with clock("precision"):

@@ -4,11 +4,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ingot import env
+from ingot.compiler.gpu_precision import NUMBERS, Race, cosines, gpu_plan, usual_feeds
 from ingot.compiler.options import BuildOptions
+from ingot.compiler.precision import Plan
 from ingot.compiler.stages import Clock, Dump, race_text, refuse_reference, report
 from ingot.engine import Engine, Variant, graph_digest, make_variant
 from ingot.engine.code import Carried
@@ -19,10 +22,12 @@ from ingot.kernels import Params, Site, Tactic, able
 from ingot.kernels.cuda import CudaKernel
 from ingot.lower import Program, lower
 from ingot.passes import Precision, finished, kept_for, overflows, simplified
+from ingot.quantize import Calibration
+from ingot.quantize.data import as_batches
 from ingot.runtime.compiler import CodeCache
 from ingot.runtime.cuda.bench import CudaDevice
 from ingot.runtime.cuda.code import CodeStore, bundle_of
-from ingot.runtime.cuda.context import raced_in_context
+from ingot.runtime.cuda.context import plain_or_dependent, raced_in_context
 from ingot.runtime.cuda.driver import Driver
 from ingot.runtime.cuda.session import CudaSession
 from ingot.runtime.cuda.target import cuda_target, found_driver, variant_on
@@ -32,6 +37,7 @@ from ingot.verify import original_from, probes, random_feeds, refuse, remembered
 
 _LOG = logging.getLogger("ingot")
 Feeds = Mapping[str, np.ndarray]
+_COMPARED = 8       # batches on which the result is held against the float model
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class GpuBuild:
 
     engine: Engine
     tuning: Tuning
+    plan: Plan | None = None        # which sites work in short numbers, where that was asked for
 
 
 def kernel_cache() -> CodeCache:
@@ -49,7 +56,8 @@ def kernel_cache() -> CodeCache:
 
 def build_gpu(graph: Graph, options: BuildOptions, clock: Clock, dump: Dump, *, inputs: Sequence[Feeds] = (),
               original: object = None, progress: Callable[[Progress], None] | None = None, name: str = "model",
-              path: str = "", notes: tuple[str, ...] = (), driver: Driver | None = None) -> GpuBuild:
+              path: str = "", notes: tuple[str, ...] = (), driver: Driver | None = None,
+              calibration: Any = None) -> GpuBuild:
     """Build an engine for a GPU: the one here, or any of an architecture.
 
     Without a GPU of that architecture here it is cross-compiled: each site takes its best guess, marked untuned, and
@@ -60,8 +68,18 @@ def build_gpu(graph: Graph, options: BuildOptions, clock: Clock, dump: Dump, *, 
     here = driver if target.device else None
     with clock("optimize"):
         dump("load", lambda: show(graph))
-        whole = simplified(graph, target, dump.watch)
+        whole = base = simplified(graph, target, dump.watch)
         precision, watched = _precision(whole, graph, options, inputs)
+    plan, data = None, list[Feeds]()
+    if options.precision in NUMBERS:
+        with clock("precision"):
+            if calibration is not None and not isinstance(calibration, Calibration):
+                data = as_batches(calibration, graph, options.samples, options.tokenizer)
+            plan = _plan(base, target, here, options, data or calibration, precision, progress)
+        if plan.chosen:             # the engine means the graph with short numbers in it
+            graph, original = plan.graph, None
+            whole = simplified(graph, target, dump.watch)
+    with clock("optimize"):
         optimized = finished(whole, target, dump.watch, precision)
     with clock("lower"):
         program = lower(optimized, target)
@@ -79,13 +97,19 @@ def build_gpu(graph: Graph, options: BuildOptions, clock: Clock, dump: Dump, *, 
                 "points": options.points}
         variant = _finished(program, target, tuned, told, more)
         dump("plan", lambda: str(variant.plan))
-    engine = Engine(name, graph, (variant,))
+    engine = Engine(name, graph, (variant,), report=plan.report() if plan else {})
     if here is not None:
         engine, variant = _in_context(engine, variant, tuned, here, options, clock)
         if options.verify:
             with clock("verify"):
                 engine = _verified(engine, variant, tuned, here, options, inputs, original, path, notes)
-    return GpuBuild(engine, tuned)
+        if plan and plan.chosen and data:
+            with clock("accuracy"):
+                session = CudaSession(engine, variant, _kernels(tuned), here)
+                found = cosines(base, lambda feeds: session.run(short_feeds(variant, feeds)), data[:_COMPARED])
+                plan = replace(plan, accuracy=found)
+                engine = replace(engine, report=plan.report())
+    return GpuBuild(engine, tuned, plan)
 
 
 def tune_engine(engine: Engine, *, trust: bool = False, driver: Driver | None = None, budget: float | None = None,
@@ -130,13 +154,38 @@ def tune_engine(engine: Engine, *, trust: bool = False, driver: Driver | None = 
 def _precision(whole: Graph, graph: Graph, options: BuildOptions,
                inputs: Sequence[Feeds]) -> tuple[Precision, list[dict[str, object]]]:
     """The precision asked for, with the nodes that overflow f16 on the inputs kept in f32, and what was measured."""
-    if options.precision != "f16":
+    if options.precision not in ("f16", *NUMBERS):
         return Precision(options.precision, outside=options.outside), []
     tried = list(inputs) or [random_feeds(graph, {s.name: s.min for s in graph.symbols.values()}, options.seed)]
     found = overflows(whole, tried)
     for each in found:
         _LOG.warning("kept in f32: %s", each)
     return Precision("f16", kept_for(whole, found), options.outside), [vars(o) for o in found]
+
+
+def _plan(base: Graph, target: Target, here: Driver | None, options: BuildOptions,
+          given: Calibration | Sequence[Feeds] | None, precision: Precision,
+          progress: Callable[[Progress], None] | None) -> Plan:
+    """Which sites work in short numbers, by races on the GPU here; every one that may, without one."""
+    def lowered(graph: Graph) -> Program:
+        whole = graph if graph is base else simplified(graph, target)
+        return lower(finished(whole, target, precision=precision), target)
+
+    if here is None or not options.tune:
+        return gpu_plan(base, target, options, given, None)
+    with CodeStore(target, kernel_cache()) as store:
+        def tuned(program: Program) -> Tuning:
+            store.prefetch(_points(program, target, options.points))
+            return _tuned(program, target, here, store, options, progress)
+
+        def seconds(graph: Graph, program: Program, found: Tuning) -> float:
+            if any(not x.native for x in program.launches):
+                return sum(found.choices[x.site.key].seconds or 0.0 for x in program.launches if x.native)
+            variant = make_variant(program, target, found.choices, found.kernels)
+            session = CudaSession(Engine("timed", graph, (variant,)), variant, _kernels(found), here)
+            return plain_or_dependent(session, short_feeds(variant, usual_feeds(graph, options.seed)))
+
+        return gpu_plan(base, target, options, given, Race(lowered, tuned, seconds))
 
 
 # --- kernels ------------------------------------------------------------------------------------------------------
@@ -227,7 +276,7 @@ def _verified(engine: Engine, variant: Variant, tuned: Tuning, driver: Driver, o
     if original in (None, "reference"):
         judge = remembered(judge, lambda: graph_digest(graph), env.cache_folder() / "answers")
     session = CudaSession(engine, variant, _kernels(tuned), driver)
-    short = options.precision if options.precision != "f32" else ""
+    short = "f16" if options.precision in NUMBERS else options.precision if options.precision != "f32" else ""
     tried = probes(graph, options.seed)
     if short in ("f16", "bf16"):        # what does not fit the short type is not the engine's to get right
         tried = [p for p in tried if p.name.startswith("random")]

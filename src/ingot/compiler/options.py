@@ -36,7 +36,8 @@ class BuildOptions:
     target: str = field(default="", metadata={
         "help": "what to build for: x86 (this machine's CPU), cuda (the GPU here), or cuda:sm_90 (any such GPU)"})
     precision: str = field(default="f16", metadata={
-        "help": "of a GPU: f16 or bf16 between kernels, summed in f32; tf32 products of f32; or f32 throughout. "
+        "help": "of a GPU: f16 or bf16 between kernels, summed in f32; tf32 products of f32; f32 throughout; or int8 "
+                "or fp8 (f8e4m3, products alone) where that is faster than f16, by --calibrate or --scales. "
                 "Of a CPU: f32 (f16 means that, too), bf16 in products and convolutions where that is faster, int8 "
                 "where that is faster, on the ranges of --calibrate or --scales, or int8-weights or int4-weights: "
                 "weights of products in groups of short integers, the rest f32"})

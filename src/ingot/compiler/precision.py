@@ -36,8 +36,8 @@ from ingot.verify import random_feeds
 _LOG = logging.getLogger("ingot")
 Tuner = Callable[[Program], Tuning]
 FLOATS = frozenset({"f32", "f16", "bf16", "tf32"})      # what a CPU builds in floats
-_CONVERSIONS = frozenset({"Quantize", "Dequantize", "Mul", "Reorder", "ReduceMax", "Abs", "Max", "Reciprocal"})
-_MAIN = frozenset({"MatMul", "Conv", "MatMulInteger", "ConvInteger", "MatMulGroups"})
+_CONVERSIONS = frozenset({"Quantize", "Dequantize", "Mul", "Cast", "Reorder", "ReduceMax", "Abs", "Max", "Reciprocal"})
+_MAIN = frozenset({"MatMul", "Conv", "MatMulInteger", "ConvInteger", "MatMulGroups", "ShortMatMul"})
 _COMPARED = 32      # batches on which the result is held against the float model
 _GAIN = 1.0         # integers must take less than this share of a float site's time
 
@@ -173,7 +173,7 @@ def _weights_plan(graph: Graph, target: Target, options: BuildOptions, given: An
         tuned = [tuner(p) for p in programs]
         seconds = side_by_side(base, [make_variant(p, target, t.choices, t.kernels)
                                       for p, t in zip(programs, tuned, strict=True)])
-        times = [_times(p, t, sites) for p, t in zip(programs, tuned, strict=True)]
+        times = [site_times(p, t, sites) for p, t in zip(programs, tuned, strict=True)]
         told = f"{seconds[1] * 1e3:.3g} ms against {seconds[0] * 1e3:.3g} ms"
         slower = f"slower than floats: {told}; weights alone pay for few rows and for memory"
         notes = (slower,) if seconds[1] > seconds[0] else ()
@@ -214,14 +214,14 @@ def planned(graph: Graph, target: Target, calibration: Calibration, tuner: Tuner
         return Plan(made, calibration, tuple(SiteTime(s, 0.0, 0.0, True) for s in sites))
     floats = lower(finished(base, target), target, chains=False)     # a time for every convolution
     float_tuned = tuner(floats)
-    float_times = _times(floats, float_tuned, sites)
+    float_times = site_times(floats, float_tuned, sites)
     kept = list(sites)
     found: dict[str, SiteTime] = {}
     for _ in range(3):                      # what is dropped changes what its neighbours convert
         made = quantized(base, kept, calibration, manner, weights)
         program = lower(optimize(made, target), target)
         tuned = tuner(program)
-        times = _times(program, tuned, kept)
+        times = site_times(program, tuned, kept)
         slow = []
         for s in kept:
             pays = times[s.name] < _GAIN * float_times[s.name]
@@ -252,7 +252,7 @@ def side_by_side(graph: Graph, variants: Sequence[Variant], rounds: int = 6, sec
     return [min(f) for f in found]
 
 
-def _times(program: Program, tuned: Tuning, sites: Sequence[QuantSite]) -> dict[str, float]:
+def site_times(program: Program, tuned: Tuning, sites: Sequence[QuantSite]) -> dict[str, float]:
     """Seconds per site: of the launch it is in, and of the conversions of its input, shared by those that read it."""
     readers: dict[str, int] = {}
     for s in sites:

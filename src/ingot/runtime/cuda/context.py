@@ -57,4 +57,14 @@ def raced_in_context(session: CudaSession, feeds: Mapping[str, np.ndarray]) -> C
     return Context(tuple(sorted(best)), min(times[best]), min(times[frozenset()]))
 
 
-__all__ = ["Context", "raced_in_context"]
+def plain_or_dependent(session: CudaSession, feeds: Mapping[str, np.ndarray]) -> float:
+    """Seconds of a run with no launch dependent or with all that may be: the lesser, each a lower quartile."""
+    found = []
+    for chosen in (frozenset[int](), frozenset(session.may_depend)):
+        session.with_dependent(chosen)
+        times = sorted(session.device_seconds(feeds, rounds=_ROUNDS, repeat=_REPEAT))
+        found.append(times[len(times) // 4])
+    return min(found)
+
+
+__all__ = ["Context", "plain_or_dependent", "raced_in_context"]
