@@ -21,7 +21,8 @@ from ingot.graph import Graph
 from ingot.kernels.cuda.source import capability
 from ingot.lower import Program
 from ingot.quantize import Calibration, QuantSite, calibrate, quantisable
-from ingot.quantize.insert import GPU_FP8, GPU_INT8, Manner, quantized
+from ingot.quantize.insert import quantized
+from ingot.quantize.rounding import GPU_FP8, GPU_INT8, Manner
 from ingot.runtime.host import host_target
 from ingot.target import Target
 from ingot.tune import Tuning

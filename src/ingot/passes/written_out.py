@@ -5,8 +5,6 @@ never less exact than the op's own rounding after every step.
 """
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from ingot.graph import BF16, F16, Dim, Graph
@@ -15,7 +13,7 @@ from ingot.passes.constant_folding import fold_constants
 from ingot.passes.graph_pass import graph_pass
 from ingot.passes.rewrite import Match, P, Rule, rewrite
 from ingot.passes.written_out_integers import RULES as INTEGERS
-from ingot.passes.written_out_integers import operand, signed
+from ingot.passes.written_out_integers import for_gpu, operand
 from ingot.target import Target
 
 HALVES = (F16, BF16)
@@ -222,11 +220,7 @@ RULES = (
 )
 
 
-def _unless_signed(rule: Rule) -> Rule:
-    return replace(rule, decline=lambda match: signed(match) or rule.decline(match))
-
-
-GPU_RULES = tuple(_unless_signed(r) if r.name.startswith("any-integer") else r for r in RULES)
+GPU_RULES = tuple(map(for_gpu, RULES))
 
 
 @graph_pass(after=(fold_constants,), rules=RULES)

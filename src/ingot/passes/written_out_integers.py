@@ -6,6 +6,9 @@ scaled in f64, as the reference does.
 """
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
 import numpy as np
 
 from ingot.graph import BOOL, F32, F64, I8, U8, DType
@@ -94,10 +97,10 @@ def _served_product(match: Match) -> str | None:
     return _several_rows(match, a_zero)
 
 
-def _integer_product(match: Match) -> str:
+def _integer_product(match: Match, *, unsigned: bool = True) -> str:
     a, b, a_zero, b_zero = (operand(match, i) for i in range(4))
     i32 = match.out.dtype
-    if match.type(b).rank == 2 and (found := _kernels_form(match, a, a_zero, b, b_zero)):
+    if unsigned and match.type(b).rank == 2 and (found := _kernels_form(match, a, a_zero, b, b_zero)):
         return match.add("MatMulInteger", found[0], found[2], found[1])
     return match.add("MatMul", _less(match, a, a_zero, i32), _less(match, b, b_zero, i32))
 
@@ -124,9 +127,9 @@ def _not_one_scale(match: Match) -> str | None:
     return None if all(_size(match, v) == 1 for v in singles) else "a scale or zero point per row or column"
 
 
-def _quantised_product(match: Match) -> str:
+def _quantised_product(match: Match, *, unsigned: bool = True) -> str:
     a, sa, za, b, sb, zb, sy, zy = (operand(match, i) for i in range(8))
-    found = _kernels_form(match, a, za, b, zb)
+    found = _kernels_form(match, a, za, b, zb) if unsigned else None
     total = match.add("MatMulInteger", found[0], found[2], found[1]) if found else \
         match.add("MatMulInteger", a, b, za, zb)
     return _scaled(match, total, (sa, sb, sy), zy)
@@ -139,9 +142,9 @@ def _not_one_zero(match: Match) -> str | None:
     return _several_rows(match, x_zero)
 
 
-def _integer_convolution(match: Match) -> str:
+def _integer_convolution(match: Match, *, unsigned: bool = True) -> str:
     x, w, x_zero, w_zero = (operand(match, i) for i in range(4))
-    if found := _kernels_form(match, x, x_zero, w, w_zero):
+    if unsigned and (found := _kernels_form(match, x, x_zero, w, w_zero)):
         return match.add("ConvInteger", found[0], found[2], found[1], **dict(match.root.attrs))
     made = match.add("Conv", _less(match, x, x_zero, F64), _less(match, w, w_zero, F64, 0), **dict(match.root.attrs))
     return match.add("Cast", made, to=match.out.dtype.name)
@@ -154,9 +157,9 @@ def _not_plain_convolution(match: Match) -> str | None:
     return None if all(_size(match, v) == 1 for v in singles) else "several scales of the input or the result"
 
 
-def _quantised_convolution(match: Match) -> str:
+def _quantised_convolution(match: Match, *, unsigned: bool = True) -> str:
     x, sx, zx, w, sw, zw, sy, zy, bias = (operand(match, i) for i in range(9))
-    if found := _kernels_form(match, x, zx, w, zw):
+    if unsigned and (found := _kernels_form(match, x, zx, w, zw)):
         total = match.add("ConvInteger", found[0], found[2], found[1], **dict(match.root.attrs))
         if bias:
             ones = (1,) * (match.type(x).rank - 2)
@@ -331,6 +334,25 @@ def _rotated(match: Match) -> str:
         pieces.append(cut(turned, width))
     made = match.add("Concat", *pieces, axis=3) if len(pieces) > 1 else pieces[0]
     return match.add("Reshape", made, shape=shape) if rank == 3 else made
+
+
+_SIGNED: Mapping[str, Callable[[Match], str]] = {
+    "linear-product": lambda m: _quantised_product(m, unsigned=False),
+    "any-integer-product": lambda m: _integer_product(m, unsigned=False),
+    "linear-convolution": lambda m: _quantised_convolution(m, unsigned=False),
+    "any-integer-convolution": lambda m: _integer_convolution(m, unsigned=False)}
+
+
+def for_gpu(rule: Rule) -> Rule:
+    """A rule of this file for a GPU: its kernels sum i8 without zero points; what has such, or u8, goes by floats."""
+    if rule.name not in _SIGNED:
+        return rule
+
+    def decline(match: Match) -> str | None:
+        served = signed(match) if match.root.op in ("MatMulInteger", "ConvInteger") else None
+        return served or rule.decline(match)
+
+    return replace(rule, make=_SIGNED[rule.name], decline=decline)
 
 
 RULES = (

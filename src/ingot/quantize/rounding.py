@@ -35,8 +35,9 @@ GPU_FP8 = Manner(smooth=(), correct_bias=False, clip_weights=False, residuals=Fa
 
 @dataclass(frozen=True)
 class IntegerWeight:
-    """One site's weight: i8 (or f8e4m3), the scale of each output channel (broadcasting to the weight), what each input channel is
-    divided by (SmoothQuant), and what must be taken off each output channel (the mean of what rounding adds)."""
+    """One site's weight: i8 (or f8e4m3), the scale of each output channel (broadcasting to the weight), what each input
+    channel is divided by (SmoothQuant), and what must be taken off each output channel (the mean of what rounding
+    adds)."""
 
     integers: np.ndarray
     scale: np.ndarray
