@@ -22,6 +22,7 @@ from ingot.passes.recognition import recognise
 from ingot.passes.recurrent import split_recurrent
 from ingot.passes.resolve_shapes import resolve_shapes
 from ingot.passes.rewrite import Rule, explain, rewrite, why_not
+from ingot.passes.row_order import order_rows, reshape_before_split
 from ingot.passes.rows import move_rows
 from ingot.passes.scale import fold_scale
 from ingot.passes.siblings import merge_siblings
@@ -59,6 +60,8 @@ PIPELINE = pipeline(
     simplify,
     remove_dead_code,
     sink_dequantized,
+    order_rows,
+    reshape_before_split,
     choose_layout,
 )
 
@@ -105,5 +108,5 @@ def why(graph: Graph, name: str) -> tuple[tuple[Node, str | None], ...]:
 
 
 __all__ = ["PASSES", "PIPELINE", "RULES", "Overflow", "Pass", "Precision", "Rule", "Watch", "apply", "both", "dump_to",
-           "explain", "finished", "graph_pass", "kept_for", "lower_precision", "optimize", "overflows", "pipeline",
-           "rewrite", "simplified", "unwatched", "why", "why_not"]
+           "explain", "finished", "graph_pass", "kept_for", "lower_precision", "optimize", "order_rows", "overflows",
+           "pipeline", "reshape_before_split", "rewrite", "simplified", "unwatched", "why", "why_not"]
