@@ -301,7 +301,8 @@ FORMS = {
     "1x1, stride 2": _conv(2, 128, (6, 6), 64, 1, 2),
     "stem from a plain input": _conv(1, 3, (17, 17), 32, 7, 2, 3, layout=""),
     "depthwise": _conv(2, 40, (9, 9), 40, 3, 1, 1, group=40, after="Sigmoid"),
-    "depthwise, stride 2": _conv(1, 24, (10, 10), 24, 5, 2, 2, group=24),
+    "depthwise, stride 2": _conv(1, 24, (16, 16), 24, 5, 2, 2, group=24),
+    "depthwise, residual": _conv(2, 48, (8, 14), 48, 3, 1, 1, group=48, after="Add Relu"),
     "groups": _conv(1, 32, (6, 6), 64, 3, 1, 1, group=2),
     "product and Gelu": _product((2, 37), 64, 96),
     "product and residual": _product((70,), 136, 40, "Add Add"),
@@ -309,12 +310,17 @@ FORMS = {
 }
 
 
-def check_form(name: str, points: int) -> list[str]:
-    """A site as networks have it, on every tactic that serves it."""
-    site, rng, wrong, served = FORMS[name], np.random.default_rng(2), [], 0
+# sites for what serves none but large ones; run on that tactic alone
+LARGE = {"large product and Gelu": _product((2, 1030), 200, 1024),
+         "large product and residual": _product((2050,), 136, 1056, "Add Add")}
+
+
+def check_form(name: str, points: int, only: str = "") -> list[str]:
+    """A site as networks have it, on every tactic that serves it, or on one."""
+    site, rng, wrong, served = {**FORMS, **LARGE}[name], np.random.default_rng(2), [], 0
     given = [(rng.standard_normal(o.type.shape) * 0.1).astype(np.float16) if o.constant else None for o in site.inputs]
     for tactic in TACTICS["cuda"]:
-        if tactic.declines(site, TARGETS["sm_90"]) is None:
+        if only in ("", tactic.name) and tactic.declines(site, TARGETS["sm_90"]) is None:
             served += 1
             wrong += _points(tactic, site, given, points, {})
     return wrong if served else ["nothing served it"]

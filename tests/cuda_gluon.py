@@ -110,7 +110,8 @@ class Map:
         return found
 
 
-def _async_load(map_: Map, at: list[Any], bar: object, to: Shared, pred: Any = True) -> None:
+def _async_load(map_: Map, at: list[Any], bar: object, to: Shared, pred: Any = True,
+                multicast: bool = False) -> None:
     if pred:
         to.array[...] = map_.box(at, to.array.shape)
 
@@ -163,7 +164,7 @@ def run(drafts: Drafts, site: Site, memory: list[np.ndarray], sizes: dict[str, i
     kinds = {"*fp16": np.float16, "*fp32": np.float32, "*i32": np.int32, "*u8": np.uint8, "*i64": np.int64,
              "*bf16": DTYPES["bf16"].numpy, "*i8": np.int8, "*fp8e4nv": DTYPES["f8e4m3"].numpy}
     nothing = SimpleNamespace(init=lambda *a, **k: None, expect=lambda *a, **k: None, wait=lambda *a, **k: None,
-                              invalidate=lambda *a, **k: None, MBarrierLayout=lambda: None)
+                              invalidate=lambda *a, **k: None, arrive=lambda *a, **k: None, MBarrierLayout=lambda *a: None)
     tma = SimpleNamespace(async_load=_async_load, async_load_im2col=_async_load_im2col, async_store=_async_store,
                           store_wait=lambda pendings: None)
     for draft in drafts.launches:
@@ -181,7 +182,8 @@ def run(drafts: Drafts, site: Site, memory: list[np.ndarray], sizes: dict[str, i
                 args.append(Address(whole[:len(whole) // item * item].view(kinds[kind])))
         for z, y, x in places(*(range(evaluate(g, sizes)) for g in reversed(draft.grid))):
             space = {"tl": _language([x, y, z]), "mbarrier": nothing, "tma": tma, "jit": lambda f: f,
-                     "fence_async_shared": lambda: None, "warpgroup_mma": _mma,
+                     "fence_async_shared": lambda **k: None, "cluster": SimpleNamespace(barrier=lambda: None),
+                     "warpgroup_mma": _mma,
                      "warpgroup_mma_wait": lambda n, deps: deps if n else deps[0], "gdc_wait": lambda: None,
                      "gdc_launch_dependents": lambda: None}
             exec(compile(draft.source, "<kernel>", "exec"), space)

@@ -53,3 +53,8 @@ def test_forms_of_networks(name: str, interpreter: ProcessPoolExecutor) -> None:
                                 "Softmax", "Transpose", "Gather"])
 def test_a_symbolic_batch(op: str, interpreter: ProcessPoolExecutor) -> None:
     assert interpreter.submit(cuda_checks.check_symbolic, op, (1, 3)).result() == []
+
+
+@pytest.mark.parametrize("name", sorted(cuda_checks.LARGE))
+def test_large_products_on_blocks_that_stay(name: str, interpreter: ProcessPoolExecutor) -> None:
+    assert interpreter.submit(cuda_checks.check_form, name, 2, "cuda.matmul_persistent").result() == []

@@ -40,9 +40,10 @@ def names() -> dict[str, Any]:
 
 def gluon_names() -> dict[str, Any]:
     """What the text of a Gluon kernel may refer to. Raises CandidateError where this Triton is too old for it."""
-    if gluon is None or not hasattr(hopper.tma, "async_load_im2col") or not hasattr(gluon_runtime, "GluonASTSource"):
+    if gluon is None or not hasattr(hopper.tma, "async_load_im2col") or not hasattr(gluon_runtime, "GluonASTSource") \
+            or not hasattr(hopper, "cluster"):
         raise CandidateError(f"the Gluon of this Triton ({triton.__version__}) is too old")
-    return {"tl": gl, "tma": hopper.tma, "mbarrier": hopper.mbarrier, "jit": gluon.jit,
+    return {"tl": gl, "tma": hopper.tma, "mbarrier": hopper.mbarrier, "cluster": hopper.cluster, "jit": gluon.jit,
             "fence_async_shared": hopper.fence_async_shared, "warpgroup_mma": hopper.warpgroup_mma,
             "warpgroup_mma_wait": hopper.warpgroup_mma_wait, "gdc_wait": gdc_wait,
             "gdc_launch_dependents": gdc_launch_dependents, "libdevice": libdevice}
@@ -64,7 +65,7 @@ def compile_draft(draft: Draft, target: Target) -> CudaLaunch:
     source = gluon_runtime.GluonASTSource if draft.gluon else ASTSource
     places = {n: i for i, (n, _) in enumerate(draft.signature)}
     attrs = {(places[n],): [["tt.divisibility", 16]] for n in sorted(draft.aligned)}
-    options = {"num_warps": draft.warps, "num_stages": draft.stages}
+    options = {"num_warps": draft.warps, "num_stages": draft.stages, "num_ctas": draft.cluster}
     if not draft.fused:
         options["enable_fp_fusion"] = False
     try:
@@ -81,8 +82,9 @@ def compile_draft(draft: Draft, target: Target) -> CudaLaunch:
     given = tuple(_boxed(a, next(shapes)) if isinstance(a, TensorMap) else a for a in draft.arguments)
     # every Triton cubin ends with two addresses: global scratch and the profiler's, unused here
     arguments = (*given, Scalar(0, "i64"), Scalar(0, "i64"))
-    return CudaLaunch(meta.name, bytes(made.asm["cubin"]), draft.grid, 32 * meta.num_warps, meta.shared, arguments,
-                      dependent=draft.dependent)
+    x, y, z = draft.grid
+    return CudaLaunch(meta.name, bytes(made.asm["cubin"]), (x * draft.cluster, y, z), 32 * meta.num_warps, meta.shared,
+                      arguments, cluster=draft.cluster, dependent=draft.dependent)
 
 
 def _boxed(map_: TensorMap, meta: Mapping[str, Any]) -> TensorMap:

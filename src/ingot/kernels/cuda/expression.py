@@ -20,12 +20,14 @@ SUPPORTED = frozenset(("f64", "f32", "f16", "bf16", "bool", "i64", "i32", "i16",
 
 @dataclass(frozen=True)
 class Call:
-    """One op at work: its attributes, its operands as text (None: absent), their type, the type of the result."""
+    """One op at work: its attributes, its operands as text (None: absent), their type, the type of the result in
+    registers and as it is stored."""
 
     source: Source
     attrs: Mapping[str, object]
     args: tuple[Value | None, ...]
     result: DType       # in registers
+    stored: DType
 
     @property
     def x(self) -> str:
@@ -96,12 +98,32 @@ def _filled(text: str) -> Rule:
     return rule
 
 
+_HALF_PHI = (0.3987616002559662, -0.06607642769813538, 0.009643027558922768, -0.0010549924336373806,
+             8.42930021462962e-05, -4.724866812466644e-06, 1.7408464714208094e-07, -3.754046407067335e-09,
+             3.569425657823366e-11)
+
+
+def _horner(coefficients: Sequence[float], x: str) -> str:
+    """A polynomial, its constant first."""
+    text = repr(coefficients[-1])
+    for k in coefficients[-2::-1]:
+        text = f"({text}) * {x} + {k!r}"
+    return text
+
+
 def _gelu(c: Call) -> str:
     if str(c.attrs.get("approximate", "none")) == "tanh":
         inner = c.let(f"{c.x} * (1.5957691216057308 + 0.07135481283247183 * {c.x} * {c.x})")
         return f"{c.x} / (1.0 + tl.exp(-{inner}))"
     if c.dtype == F64:
         return f"0.5 * {c.x} * (1.0 + tl.erf({c.x} * 0.7071067811865476))"
+    if c.stored in HALVES:
+        # x * Phi(x), Phi - 1/2 as an odd polynomial on [-4.4, 4.4] that is 1/2 at the end: least squares with weights
+        # raised where it errs (Lawson); absolute error below 5e-5, less than halves round by above 1/8, no division
+        near = c.let(f"tl.minimum(tl.maximum({c.x}, -4.4), 4.4)")
+        square = c.let(f"{near} * {near}")
+        p = _horner(_HALF_PHI, square)
+        return f"{c.x} * ({near} * ({p}) + 0.5)"
     # erf by Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7: a few products and one exponential
     x = c.let(f"tl.abs({c.x}) * 0.7071067811865476")
     t = c.let(f"1.0 / (1.0 + 0.3275911 * {x})")
@@ -317,7 +339,7 @@ def apply(source: Source, step: Step, args: Sequence[Value | None], source_dtype
         return Value(source.let(f"({first}.to(tl.float32){zero}) * {given[1]}"), result)
     if step.op == "Quantize":
         return Value(source.let(_quantized(source, stored, bool(attrs.get("multiply")), given)), result)
-    text = _RULES[step.op](Call(source, attrs, given, result))
+    text = _RULES[step.op](Call(source, attrs, given, result, stored))
     name = source.let(text)
     if step.op == "Pow" and stored.kind != "float":
         name = source.let(f"{name}.to({NAMES[stored.name]})")

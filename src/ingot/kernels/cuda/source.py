@@ -51,6 +51,7 @@ class Draft:
     gluon: bool = False
     dependent: bool = False
     fused: bool = True      # a product and a sum may become one operation, rounded once
+    cluster: int = 1        # blocks that work on one tile together; the grid counts clusters
 
 
 def registers_of(dtype: DType) -> DType:
@@ -238,14 +239,15 @@ class Source:
 
     # --- the end ------------------------------------------------------------------------------------------------
 
-    def draft(self, grid: Sequence[Dim], *, warps: int = 4, stages: int = 3) -> Draft:
+    def draft(self, grid: Sequence[Dim], *, warps: int = 4, stages: int = 3, cluster: int = 1) -> Draft:
         """The launch as it stands."""
         x, y, z = (*grid, 1, 1)[:3]
         names = list(self._parameters)
         text = "@jit\ndef kernel(" + ", ".join(names) + "):\n" + "\n".join(self._lines) + "\n"
         return Draft(text, tuple((n, self._parameters[n][0]) for n in names), frozenset(self._aligned),
                      tuple(self._parameters[n][1] for n in names), (x, y, z), warps, stages, self.gluon,
-                     any("gdc_wait" in line for line in self._lines), self.site.op not in SUMS_INTEGERS)
+                     any("gdc_wait" in line for line in self._lines), self.site.op not in SUMS_INTEGERS,
+                     cluster)
 
 
 def capability(target: Target) -> int:
