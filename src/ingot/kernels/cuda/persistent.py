@@ -1,9 +1,9 @@
-"""Large products for Hopper in Gluon: blocks that stay, tile after tile, two of them sharing the weights they read.
+"""Large products for Hopper in Gluon: blocks that stay, tile after tile, where two may share the weights they read.
 
-What bounds a large product of halves is what multiprocessors read from the second-level cache, about 29 bytes a clock
-each: a tile of 128 x 128 wants 64 a clock to keep the matrix units busy, one of 128 x 256 48, and where two blocks of a
-cluster share the weights by multicast, 32. So tiles are large, one block holds a multiprocessor, and while it ends a
-tile the ring of stages already fills with the next one.
+One block, or two, hold a multiprocessor for the whole product; while a tile is ended, the ring of stages already fills
+with the next one's operands. Tiles of up to 256 columns read less per product, blocks of a cluster read their weights
+once for both (multicast), two blocks on a multiprocessor let one multiply while the other ends its tile. Which of these
+wins depends on the depth and on what follows the product, so it is raced.
 """
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from ingot.kernels.x86.matmul_form import spread as product_spread
 from ingot.target import Target
 
 LEAST = 1 << 21     # elements of the result from which tiles this large fill a device
-# rows and columns of a tile, blocks that share it (rows split), warps
-SHAPES = ((256, 256, 2, 8), (128, 256, 1, 8), (256, 128, 1, 8), (256, 128, 2, 8), (128, 128, 1, 8))
-PER_CLOCK = 29      # bytes from the second-level cache, per multiprocessor
+# rows and columns of a tile, blocks that share it (rows split), blocks on a multiprocessor, warps
+SHAPES = ((256, 256, 2, 1, 8), (128, 256, 1, 1, 8), (128, 128, 1, 2, 4), (128, 128, 1, 1, 8), (64, 256, 1, 2, 4),
+          (128, 128, 1, 2, 8), (256, 128, 1, 1, 8), (256, 128, 2, 1, 8))
 
 
 def stages_for(rows: int, columns: int, cluster: int, room: int) -> int:
     """How many steps of the depth fit into shared memory beside the tile of the result; rows are of the cluster."""
     own = rows // cluster
-    return min(6, (room - 2048 - own * columns * 2) // ((own + columns) * DEPTH * 2))
+    return min(6, (room - 1024 - own * columns * 2) // ((own + columns) * DEPTH * 2))
 
 
-def clocks(rows: int, columns: int, cluster: int, steps: int, tiles: int, programs: int) -> float:
-    """About how many clocks a product takes: waves of tiles, each step bound by the matrix units or by its reads."""
+def clocks(rows: int, columns: int, cluster: int, blocks: int, steps: int, tiles: int, programs: int) -> float:
+    """About how many clocks a product takes: waves of tiles, each some steps and an end, which another block hides."""
     own = rows // cluster
-    step = max(own * columns / 32, (own + columns / cluster) * DEPTH * 2 / PER_CLOCK)
-    return -(-tiles // programs) * (steps * step + own * columns / 12)
+    step, end = own * columns / 26, own * columns / 8
+    return -(-tiles // programs) * (blocks * steps * step + end)
 
 
 class PersistentMatMul(TmaMatMul):
@@ -59,11 +59,11 @@ class PersistentMatMul(TmaMatMul):
         multi, room = multiprocessors(target), SHARED["sm_90"] * 1024
         rows, columns, steps = usual(form.rows, site), usual(form.columns, site), -(-int(str(form.depth)) // DEPTH)
         found: list[tuple[float, dict[str, int]]] = []
-        for r, c, cluster, warps in SHAPES:
+        for r, c, cluster, blocks, warps in SHAPES:
             tiles = -(-rows // r) * -(-columns // c)
-            point = {"rows": r, "columns": c, "depth": DEPTH, "warps": warps, "cluster": cluster,
-                     "stages": stages_for(r, c, cluster, room)}
-            found.append((clocks(r, c, cluster, steps, tiles, multi // cluster), point))
+            point = {"rows": r, "columns": c, "depth": DEPTH, "warps": warps, "cluster": cluster, "blocks": blocks,
+                     "stages": stages_for(r, c, cluster, room // blocks)}
+            found.append((clocks(r, c, cluster, blocks, steps, tiles, multi * blocks // cluster), point))
         yield from (p for _, p in sorted(found, key=lambda pair: pair[0]))
 
     def write(self, site: Site, params: Params, target: Target) -> Drafts:
@@ -76,7 +76,7 @@ class PersistentMatMul(TmaMatMul):
         index = self._beside(site, form)
         self._maps(source, form, index, rows, columns, cluster)
         tiles = source.dim(across * down)
-        programs = max(1, multiprocessors(target) // cluster)
+        programs = max(1, multiprocessors(target) * params["blocks"] // cluster)
         if isinstance(across * down, int):
             programs = min(programs, int(str(across * down)))
         shared = "[[1]]" if cluster > 1 else "[]"
