@@ -5,9 +5,9 @@
 Every contender runs in fp16 on tensors that stay on the device, and is captured as one CUDA graph: Ingot's engine,
 eager PyTorch (channels last, BatchNorm folded for convolutional networks), and torch.compile in max-autotune without
 and with freezing. A block is ten replays in a row between two events; blocks of the contenders alternate; a figure is
-the median of at least 50 blocks. Outputs are held against PyTorch in f32. Where a baseline
-that was told is faster than all that were measured, the column "faster of both" takes it. Writes OUT.md and OUT.json, rewritten after
-every cell, so that a run that is cut short leaves what it measured.
+the median of at least 50 blocks. Outputs are held against PyTorch in f32. Where a baseline that was told is faster than
+all that were measured, the column "faster of both" takes it. Writes OUT.md and OUT.json, rewritten after every cell, so
+that a run that is cut short leaves what it measured.
 
 `--quick` leaves torch.compile out, which takes minutes per model, and puts the figures that the project was given for
 it beside the measured ones, marked as not measured in this run; `--compile` names which of its two kinds are measured.
@@ -82,13 +82,14 @@ class Patches(nn.Module):
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         self.side = convolution.kernel_size[0]
-        self.weight, self.bias = nn.Parameter(convolution.weight.flatten(1)), convolution.bias
+        self.projection = convolution
 
     def forward(self, pixels: Tensor, *_: object, **__: object) -> Tensor:
         n, c, h, w = pixels.shape
         side = self.side
         cut = pixels.reshape(n, c, h // side, side, w // side, side).permute(0, 2, 4, 1, 3, 5)
-        return nn.functional.linear(cut.reshape(n, h // side * (w // side), c * side * side), self.weight, self.bias)
+        rows = cut.reshape(n, h // side * (w // side), c * side * side)
+        return nn.functional.linear(rows, self.projection.weight.flatten(1), self.projection.bias)
 
 
 class Captured:
@@ -376,10 +377,11 @@ def reference(cell: dict[str, Any]) -> float:
 
 def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
-    cells = report["cells"]
+    cells = [c for c in report["cells"] if "median" in c]
     kinds = list(dict.fromkeys(k for c in cells for k in c["median"]))
     head = ["model", "batch", *(f"{k} ms" for k in kinds), "best measured peer / ingot", "told best ms (not measured)",
-            "told / ingot", "faster of both / ingot", "off f32", "host us", "end to end ms", "build s", "load ms", "memory MB (eager's peak)"]
+            "told / ingot", "faster of both / ingot", "off f32", "host us", "end to end ms", "build s", "load ms",
+            "memory MB (eager's peak)"]
     without = [c for c in cells if not any(k.startswith("compile") for k in c["median"])]
     compiled = ("torch.compile was not measured in this run. " if len(without) == len(cells) else
                 f"torch.compile was not measured on {len(without)} of {len(cells)} cells. " if without else "")
@@ -396,12 +398,13 @@ def table(report: dict[str, Any]) -> str:
         times = [f"{c['median'][k] * 1e3:.3f}" if k in c["median"] else "-" for k in kinds]
         row = [c["model"], str(c["batch"]), *times,
                f"{best / ours:.2f}", f"{given * 1e3:.3f}" if given else "-", f"{given / ours:.2f}" if given else "-",
-               f"{reference(c) / ours:.2f}", f"{c['apart']['ingot']:.1e}", f"{c['host_seconds'] * 1e6:.1f}", f"{c['end_to_end_seconds'] * 1e3:.3f}",
-               f"{c['build_seconds']:.0f}", f"{c['load_seconds'] * 1e3:.0f}",
+               f"{reference(c) / ours:.2f}", f"{c['apart']['ingot']:.1e}", f"{c['host_seconds'] * 1e6:.1f}",
+               f"{c['end_to_end_seconds'] * 1e3:.3f}", f"{c['build_seconds']:.0f}", f"{c['load_seconds'] * 1e3:.0f}",
                f"{c['device_memory'] / 1e6:.0f} ({c['peaks'].get('eager', 0) / 1e6:.0f})"]
         lines.append("| " + " | ".join(row) + " |")
-    lines += ["", "| batch | geometric mean, best measured peer / ingot | told / ingot | faster of both / ingot | "
-              "least of these | wanted | models |", "|---|---|---|---|---|---|---|"]
+    means = ("geometric mean, best measured peer / ingot", "told / ingot", "faster of both / ingot", "least of these",
+             "wanted", "models")
+    lines += ["", f"| batch | {' | '.join(means)} |", "|---|---|---|---|---|---|---|"]
     for batch in dict.fromkeys(c["batch"] for c in cells):
         here = [c for c in cells if c["batch"] == batch and baselines(c)]
         ratios = [min(baselines(c).values()) / c["median"]["ingot"] for c in here]

@@ -164,7 +164,8 @@ def run(drafts: Drafts, site: Site, memory: list[np.ndarray], sizes: dict[str, i
     kinds = {"*fp16": np.float16, "*fp32": np.float32, "*i32": np.int32, "*u8": np.uint8, "*i64": np.int64,
              "*bf16": DTYPES["bf16"].numpy, "*i8": np.int8, "*fp8e4nv": DTYPES["f8e4m3"].numpy}
     nothing = SimpleNamespace(init=lambda *a, **k: None, expect=lambda *a, **k: None, wait=lambda *a, **k: None,
-                              invalidate=lambda *a, **k: None, arrive=lambda *a, **k: None, MBarrierLayout=lambda *a: None)
+                              invalidate=lambda *a, **k: None, arrive=lambda *a, **k: None,
+                              MBarrierLayout=lambda *a: None)
     tma = SimpleNamespace(async_load=_async_load, async_load_im2col=_async_load_im2col, async_store=_async_store,
                           store_wait=lambda pendings: None)
     for draft in drafts.launches:

@@ -17,9 +17,11 @@ from ingot.ops import OPS
 
 # a site for each tactic: a form of networks, or an op's sample by number
 SITES = {
-    "cuda.conv_depthwise": "depthwise", "cuda.conv_depthwise_tiles": "depthwise, stride 2", "cuda.conv_tma": "3x3, stride 2, residual", "cuda.conv": "3x3",
+    "cuda.conv_depthwise": "depthwise", "cuda.conv_depthwise_tiles": "depthwise, stride 2",
+    "cuda.conv_tma": "3x3, stride 2, residual", "cuda.conv": "3x3",
     "cuda.conv_stem": "stem from a plain input",
-    "cuda.matmul_persistent": "large product and Gelu", "cuda.matmul_tma": "product and Gelu", "cuda.matmul": "product and residual", "cuda.attention": ("Attention", 4),
+    "cuda.matmul_persistent": "large product and Gelu", "cuda.matmul_tma": "product and Gelu",
+    "cuda.matmul": "product and residual", "cuda.attention": ("Attention", 4),
     "cuda.normalize": ("LayerNormalization", 1), "cuda.reduce": ("ReduceMean", 3), "cuda.pointwise": ("Add", 2),
     "cuda.copy": ("Transpose", 1), "cuda.pool": ("MaxPool", 2), "cuda.resample": ("Resize", 4),
     "cuda.pad": ("Pad", 1), "cuda.gather": ("Gather", 1), "cuda.one_hot": ("OneHot", 0), "cuda.fill": ("Trilu", 0),

@@ -57,4 +57,10 @@ def test_a_symbolic_batch(op: str, interpreter: ProcessPoolExecutor) -> None:
 
 @pytest.mark.parametrize("name", sorted(cuda_checks.LARGE))
 def test_large_products_on_blocks_that_stay(name: str, interpreter: ProcessPoolExecutor) -> None:
-    assert interpreter.submit(cuda_checks.check_form, name, 2, "cuda.matmul_persistent").result() == []
+    assert interpreter.submit(cuda_checks.check_form, name, 1, "cuda.matmul_persistent").result() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(cuda_checks.LARGE))
+def test_every_kind_of_blocks_that_stay(name: str, interpreter: ProcessPoolExecutor) -> None:
+    assert interpreter.submit(cuda_checks.check_form, name, 9, "cuda.matmul_persistent").result() == []
