@@ -28,6 +28,8 @@ class DepthwiseTiles(Depthwise):
             return form
         if why := super().declines(site, target):
             return why
+        if site.op == "ConvInteger":
+            return "sums of integers"
         if form.width != 1 or form.kernel[0] != 1 or form.out_size[0] != 1 or set(form.dilations) != {1}:
             return "several filters a channel, a third axis, or dilation"
         if not all(isinstance(n, int) for n in form.out_size) or not self._tiles(form):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from ingot.kernels.cuda.base import Drafts
 from ingot.kernels.cuda.matmul import ending, multiprocessors
-from ingot.kernels.cuda.source import SHARED, TYPES, Source, Value, ceil_div, registers_of, usual
+from ingot.kernels.cuda.source import HALVES, SHARED, TYPES, Source, Value, ceil_div, registers_of, usual
 from ingot.kernels.cuda.tma import DEPTH, Matrix, TmaMatMul, bounds, fits_tma
 from ingot.kernels.tactic import Params, Site
 from ingot.kernels.x86.matmul_form import Form, collapsed
@@ -47,6 +47,8 @@ class PersistentMatMul(TmaMatMul):
         if isinstance(form, str):
             return form
         dtype = site.inputs[form.left].type.dtype
+        if dtype not in HALVES or site.op not in ("MatMul", "Gemm"):
+            return f"{site.op} of elements of type {dtype}"
         if site.output.dtype != dtype or not fits_tma(form.out_row, dtype) or not site.outputs[0].aligned or (
                 form.no_column):
             return "its result cannot be stored by TMA"
@@ -74,6 +76,8 @@ class PersistentMatMul(TmaMatMul):
         dtype = site.inputs[form.left].type.dtype
         across, down = ceil_div(form.columns, columns), ceil_div(form.rows, rows)
         index = self._beside(site, form)
+        if index is not None and site.inputs[index].type.dtype != dtype:
+            index = None
         self._maps(source, form, index, rows, columns, cluster)
         tiles = source.dim(across * down)
         programs = max(1, multiprocessors(target) * params["blocks"] // cluster)
