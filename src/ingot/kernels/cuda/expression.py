@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 from ingot.graph import BOOL, F8E4M3, F32, F64, I32, DType
-from ingot.kernels.cuda.source import NAMES, SHORTS, Source, Value, number, registers_of
+from ingot.kernels.cuda.source import HALVES, NAMES, SHORTS, Source, Value, number, registers_of
 from ingot.kernels.steps import dtype_of, walk_steps
 from ingot.kernels.tactic import Site, Step
 
