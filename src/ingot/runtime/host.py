@@ -1,6 +1,7 @@
 """This machine: its instruction set, and how many threads it grants this process."""
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from functools import cache
@@ -35,8 +36,15 @@ def _device() -> str:
 @cache
 def _cpu() -> tuple[str, frozenset[str]]:
     """LLVM's name of this cpu, and the features it has."""
-    features = llvm.get_host_cpu_features()
-    return llvm.get_host_cpu_name(), frozenset(name for name, has in features.items() if has)
+    features = frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
+    if "amx-tile" in features and not _may_use_tiles():
+        features = frozenset(f for f in features if not f.startswith("amx-"))
+    return llvm.get_host_cpu_name(), features
+
+
+def _may_use_tiles() -> bool:
+    """Whether the kernel lets this process use AMX's tile registers: it must be asked once (arch_prctl, Linux 5.16)."""
+    return bool(ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0)   # ARCH_REQ_XCOMP_PERM for XTILEDATA
 
 
 def _quota(root: Path) -> float | None:

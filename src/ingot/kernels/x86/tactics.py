@@ -13,6 +13,7 @@ from ingot.kernels.x86.conv_winograd_short import ShortWinograd
 from ingot.kernels.x86.conv_words import IntegerConvolution, ShortConvolution
 from ingot.kernels.x86.general import GENERAL
 from ingot.kernels.x86.matmul import TiledMatMul
+from ingot.kernels.x86.matmul_amx import AmxMatMul
 from ingot.kernels.x86.matmul_groups import GroupedMatMul
 from ingot.kernels.x86.matmul_plain import PlainMatMul
 from ingot.kernels.x86.matmul_strassen import StrassenMatMul
@@ -25,7 +26,8 @@ TACTICS: tuple[Tactic, ...] = (
     *_CONVOLUTIONS, WinogradConvolution(), PlainConvolution(*_CONVOLUTIONS), IntegerConvolution(), IntegerDepthwise(),
     ShortConvolution(), ShortWinograd(), ConvolutionChain(),
 
-    TiledMatMul(), StrassenMatMul(), PlainMatMul(), IntegerMatMul(), ShortMatMul(), GroupedMatMul(),
+    TiledMatMul(), StrassenMatMul(), PlainMatMul(), IntegerMatMul(), AmxMatMul(), ShortMatMul(),
+    GroupedMatMul(),
     BlockedAttention(),
 
     *GENERAL,
