@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import calendar
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from ingot.serve.protocol import MESSAGES
 from tests.serve_running import Running, add_model, serving
 
 ROW = np.arange(512, dtype=np.float32)[None] / 512
+FROZEN = 2.0            # seconds without a turn of the event loop after which it counts as stopped from outside
 CHUNKED = b"POST /v2 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -148,6 +151,15 @@ async def _kill(server: Running, seconds: float, every: float) -> dict[str, Any]
     seen: Counter[str] = Counter()
     until = time.time() + seconds
     kills = 0
+    frozen: list[tuple[float, float]] = []      # when nothing here ran: somebody had stopped all of it
+
+    async def watch() -> None:
+        last = time.time()
+        while time.time() < until:
+            await asyncio.sleep(0.05)
+            if time.time() - last > FROZEN:
+                frozen.append((last, time.time()))
+            last = time.time()
 
     async def slow(k: int) -> None:
         client = Http(server.http)
@@ -173,15 +185,16 @@ async def _kill(server: Running, seconds: float, every: float) -> dict[str, Any]
                 os.kill(pid, signal.SIGKILL)
                 kills += 1
 
-    await asyncio.gather(*(slow(k) for k in range(4)), *(double(k) for k in range(4)), killer())
+    await asyncio.gather(*(slow(k) for k in range(4)), *(double(k) for k in range(4)), killer(), watch())
     told = status_of(server)
-    return {"kills": kills, "answers": dict(sorted(seen.items())),
+    return {"kills": kills, "frozen": frozen, "answers": dict(sorted(seen.items())),
             "restarts": {name: m["restarts"] for name, m in told.items()},
             "retries": {name: m["retries"] for name, m in told.items()}}
 
 
-def restart_seconds(log: Path) -> list[float]:
-    """From the log: seconds between the loss of a worker and the next one's being ready."""
+def restart_seconds(log: Path, frozen: Sequence[tuple[float, float]]) -> list[float]:
+    """From the log: seconds between the loss of a worker and the next one's being ready, those not counted in which
+    every process of this measurement was stopped."""
     lost: dict[str, float] = {}
     found = []
     for line in log.read_text().splitlines():
@@ -189,11 +202,12 @@ def restart_seconds(log: Path) -> list[float]:
             continue
         told = json.loads(line)
         clock, _, rest = told["time"].partition(".")
-        at = time.mktime(time.strptime(clock, "%Y-%m-%dT%H:%M:%S")) + int(rest[:3]) / 1e3
+        at = calendar.timegm(time.strptime(clock, "%Y-%m-%dT%H:%M:%S")) + int(rest[:3]) / 1e3
         if told["what"] == "worker lost":
             lost[told["instance"]] = at
         elif told["what"] == "worker ready" and told["instance"] in lost:
-            found.append(at - lost.pop(told["instance"]))
+            begin = lost.pop(told["instance"])
+            found.append(at - begin - sum(max(0.0, min(at, b) - max(begin, a)) for a, b in frozen))
     return found
 
 
@@ -203,8 +217,10 @@ def kill(seconds: float, every: float = 5.0) -> dict[str, Any]:
         log = Path(folder) / ".log"
         with _server(Path(folder), log) as server:
             report = asyncio.run(_kill(server, seconds, every))
-        took = sorted(restart_seconds(log))
-    return {**report, "seconds": seconds, "restart_seconds": {
+        took = sorted(restart_seconds(log, report["frozen"]))
+    stops = [b - a for a, b in report.pop("frozen")]
+    return {**report, "seconds": seconds, "times stopped from outside": len(stops),
+            "seconds stopped": sum(stops), "restart_seconds": {
         "median": took[len(took) // 2], "most": took[-1], "least": took[0], "count": len(took)} if took else {}}
 
 
@@ -265,8 +281,9 @@ async def _soak(server: Running, seconds: float) -> dict[str, Any]:
     await asyncio.gather(http(0), http(1), slow(0), slow(1), remote(), leaving(), sample())
     settled = [s for s in samples if s["at"] > min(300, seconds / 4)]
     half = len(settled) // 4 or 1
-    grown = {name: (np.mean([s[name] for s in settled[-half:]]) - np.mean([s[name] for s in settled[:half]])) / 2**20
-             for name in ("server", "double", "slow")}
+    # medians: a worker that somebody stopped for long is started again, and has no memory or little for a moment
+    grown = {name: (np.median([s[name] for s in settled[-half:]]) - np.median([s[name] for s in settled[:half]]))
+             / 2**20 for name in ("server", "double", "slow")}
     return {"answers": dict(sorted(seen.items())), "restarts": sum(m["restarts"] for m in status_of(server).values()),
             "mebibytes": {n: [round(s[n] / 2**20, 1) for s in samples[::max(1, len(samples) // 30)]] for n in grown},
             "grown_mebibytes_after_settling": {k: round(float(v), 2) for k, v in grown.items()}}

@@ -47,13 +47,14 @@ def told(server):
         return json.load(answer)["models"][0]
 
 
-def test_two_instances_on_the_gpu_answer_and_one_that_dies_is_started_again(tmp_path):
+def test_two_instances_on_the_gpu_answer_and_one_that_dies_is_started_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("INGOT_CACHE", str(tmp_path / "cache"))      # it keeps code that is this user's own
     folder = tmp_path / "models" / "small"
     folder.mkdir(parents=True)
     engine(folder / "model.ingot")
     (folder / "config.yaml").write_text("instances: 2\ndevice: cuda\n")
     rows = np.random.default_rng(1).standard_normal((40, 3, 64)).astype(np.float32)
-    with serving(tmp_path / "models", log=tmp_path / "log", env={"INGOT_CACHE": str(tmp_path / "cache")}) as server:
+    with serving(tmp_path / "models", log=tmp_path / "log") as server:
         until = time.time() + 120
         while sum(w["ready"] for w in told(server)["workers"]) < 2 and time.time() < until:
             time.sleep(0.2)
