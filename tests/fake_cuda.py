@@ -102,6 +102,7 @@ class FakeDriver:
 
     def copy(self, to: int, source: int, nbytes: int, stream: Handle) -> None:
         self.calls.append(("copy", nbytes))
+        self.clock += 1e-6
         ctypes.memmove(to, source, nbytes)
 
     def fill(self, address: int, byte: int, nbytes: int, stream: Handle) -> None:

@@ -3,20 +3,24 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from textwrap import dedent
 
 import numpy as np
 import pytest
 
+from ingot.bench import GpuLimits, gpu_limits, spent, trace
 from ingot.engine import Engine, make_variant
 from ingot.errors import InputError
-from ingot.graph import parse
+from ingot.graph import F32, parse
 from ingot.kernels import TACTICS
 from ingot.kernels.cuda import CudaKernel
 from ingot.lower import lower
 from ingot.ops import infer
 from ingot.ops.reference import run_graph
 from ingot.passes import Precision, optimize
+from ingot.report import roofline_table
+from ingot.runtime.cuda import ranges
 from ingot.runtime.cuda.interop import DeviceArray
 from ingot.runtime.cuda.session import CudaSession
 from ingot.target import Target
@@ -203,3 +207,41 @@ def test_a_profile_names_every_launch(tactic):
     found = session.profile(feeds(2))
     assert [i for i, _ in found] == list(range(len(session.variant.program.launches)))
     assert all(abs(s - 1e-6) < 1e-9 for _, s in found)
+
+
+def test_a_gpu_has_limits_and_its_launches_a_roofline(tactic, monkeypatch, tmp_path):
+    monkeypatch.setenv("INGOT_CACHE", str(tmp_path))
+    driver = FakeDriver()
+    session = opened(CONV, driver)
+    limits = gpu_limits(driver, SM90, F32, side=16, large=4096)
+    assert isinstance(limits, GpuLimits) and limits.kind == "f32" and limits.device == "NVIDIA H200"
+    assert limits.near == driver.facts.cache // 4 and limits.memory_gbs > 0 and limits.gflops > 0
+    found = spent(session.variant.program, [session.profile(feeds(2)) for _ in range(3)], {"N": 2})
+    rows = roofline_table(session.variant, found, limits).rows
+    assert [r[0] for r in sorted(rows)] == list(range(len(session.variant.program.launches)))
+    events = trace(session.variant.program, found)["traceEvents"]
+    assert [e["dur"] for e in events] == pytest.approx([1.0] * len(found))
+
+
+def test_without_a_compiler_no_kernel_counts_as_bound_by_arithmetic(monkeypatch, tmp_path):
+    monkeypatch.setenv("INGOT_CACHE", str(tmp_path))
+    monkeypatch.setitem(TACTICS, "cuda", ())
+    limits = gpu_limits(FakeDriver(), SM90, side=16, large=4096)
+    assert limits.gflops == float("inf") and "not measured" in str(limits)
+
+
+def test_a_profile_names_ranges_for_nsight(tactic, monkeypatch):
+    seen: list[str] = []
+
+    class Nvtx:
+        @staticmethod
+        @contextmanager
+        def annotate(text: str, domain: str) -> Iterator[None]:
+            assert domain == "ingot"
+            seen.append(text)
+            yield
+
+    monkeypatch.setattr(ranges, "_nvtx", lambda: Nvtx)
+    session = opened(CONV, FakeDriver())
+    session.profile(feeds(2))
+    assert seen == [f"{i} {x.where}" for i, x in enumerate(session.variant.program.launches)]

@@ -28,7 +28,7 @@ from ingot.bench import (
     Latency,
     Peer,
     alternate,
-    machine_limits,
+    limits_of,
     measure,
     measure_arrangements,
     onnxruntime_peer,
@@ -387,7 +387,7 @@ def bench(
     if profile:
         parts.append(profile_table(session.variant, session.profile(feeds)))
     limits = roofline_table(session.variant, spent(session.variant.program, [session.profile(feeds) for _ in range(9)],
-                                                   tuned), machine_limits(session.threads)) if roofline else None
+                                                   tuned), limits_of(session)) if roofline else None
     parts += [limits] if limits else []
     tell({"latency": table.to_json(), "not_measured": left_out, "apart": apart, "build_seconds": built or None,
             "load_seconds": loaded, "arena": session.plan.arena, "threads": session.threads,

@@ -23,6 +23,7 @@ from ingot.runtime.cuda.host import HostLaunches
 from ingot.runtime.cuda.image import Image, image_of
 from ingot.runtime.cuda.interop import DeviceArray, device_address, is_on_device
 from ingot.runtime.cuda.memory import ALIGN, Areas, DeviceBlock, PinnedBlock
+from ingot.runtime.cuda.ranges import named
 from ingot.runtime.cuda.runs import Bound, Captured, HostRun, OnHost, Slot, fastest
 from ingot.runtime.feeds import as_array, bind, checked_out, ordered
 from ingot.runtime.memory import array_at
@@ -529,7 +530,10 @@ class CudaSession:
         return found
 
     def profile(self, *feeds: object) -> list[tuple[int, float]]:
-        """(launch, seconds) of every launch on the device, in order: each repeated in a graph of its own."""
+        """(launch, seconds) of every launch on the device, in order: each repeated in a graph of its own.
+
+        Each is a named range for Nsight, where the package `nvtx` is installed.
+        """
         driver, given = self.driver, self._given(feeds)
         self.run(*feeds)
         begin, end = driver.event(), driver.event()
@@ -543,12 +547,13 @@ class CudaSession:
                     continue
                 graph = self.capture(self._launches(index, bound, inputs, slot.outputs) * _ROUNDS)
                 times: list[float] = []
-                for _ in range(6):
-                    driver.record(begin, self.queue)
-                    driver.replay(graph, self.queue)
-                    driver.record(end, self.queue)
-                    driver.settle(end)
-                    times.append(driver.elapsed(begin, end) / _ROUNDS)
+                with named(f"{index} {self._program.launches[index].where}"):
+                    for _ in range(6):
+                        driver.record(begin, self.queue)
+                        driver.replay(graph, self.queue)
+                        driver.record(end, self.queue)
+                        driver.settle(end)
+                        times.append(driver.elapsed(begin, end) / _ROUNDS)
                 driver.drop(graph)
                 found.append((index, sorted(times[1:])[2]))
         return found
