@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from ingot.graph import Graph, parse
+from ingot.kernels.codegen import target_for
+from ingot.lower import lower
 from ingot.ops import infer
 from ingot.ops.reference import run_graph
-from ingot.passes import order_rows, reshape_before_split, why
+from ingot.passes import order_rows, rejoin_parts, reshape_before_split, why
+from ingot.passes.layout import choose_layout
 from ingot.target import Target
 
 ROLL = """
@@ -121,3 +124,40 @@ def test_one_reshape_before_a_split() -> None:
     rows = graph_of(text.replace("'axis': 3, 'split': (16, 16, 16)", "'axis': 2, 'split': (2, 2, 2)").replace(
         "(-1, 6, 16)", "(-1, 2, 48)"))
     assert reshape_before_split(rows) is rows
+
+
+def test_all_the_parts_of_a_split_are_joined_as_the_whole() -> None:
+    text = """
+        symbol N: 1..2..4
+        input x: f32[N,48,5]
+        a, b = Split(x) {'axis': 1, 'split': (24, 24)}
+        c = Relu(b)
+        d = Concat(c, a, b, c) {'axis': -2}
+        return d"""
+    before = graph_of(text)
+    after = rejoin_parts(before)
+    assert after.nodes[-1].inputs == ("c", "x", "c")
+    same_numbers(before, after)
+    for other in (text.replace("c, a, b, c", "c, b, a, c"), text.replace("'axis': -2", "'axis': 2")):
+        graph = graph_of(other)
+        assert rejoin_parts(graph) is graph
+
+
+def test_parts_of_half_a_block_stay_in_blocks() -> None:
+    """24 channels are one block and a half: a Split and a Concat of such parts need no plain layout."""
+    graph = graph_of("""
+        input x: f32[1,16,9,9]
+        const v: f32[48,16,1,1]
+        const w: f32[24,24,3,3]
+        const u: f32[16,48,1,1]
+        a = Conv(x, v)
+        b, c = Split(a) {'axis': 1, 'split': (24, 24)}
+        d = Conv(c, w) {'pads': (1, 1, 1, 1)}
+        e = Concat(b, d) {'axis': 1}
+        f = Conv(e, u)
+        return f""")
+    laid = choose_layout(graph, target_for("avx512"))
+    assert [n.op for n in laid.nodes] == ["Reorder", "Conv", "Split", "Conv", "Concat", "Conv", "Reorder"]
+    program = lower(laid, target_for("avx512"))
+    assert all(x.native for x in program.launches)
+    assert {"Split", "Concat"} <= {x.site.op for x in program.launches}     # begun inside a block: copied, not viewed

@@ -86,6 +86,8 @@ class _Lowering:
         pieces = self._pieces(node)
         if pieces is None:
             return False
+        if any(_inside_block(self.types[node.inputs[0]], axis, start) for _, axis, start in pieces):
+            return False
         x = self._dense(node.inputs[0])
         base = self.types[x]
         steps = dense_strides(base.physical)
@@ -138,6 +140,8 @@ class _Lowering:
         at: Dim = 0
         parts: list[tuple[str, Dim]] = []
         for value in node.inputs:
+            if _inside_block(type_, axis, at):
+                return False
             parts.append((value, _in_units(type_, axis, at) * steps[axis] * type_.dtype.nbytes))
             at = at + self.types[value].shape[axis]
         rows = None if contiguous else steps
@@ -450,6 +454,11 @@ def _with_alignment(program: Program) -> Program:
 
 def _channels_last(type_: TensorType) -> bool:
     return bool(type_.layout) and not type_.block
+
+
+def _inside_block(type_: TensorType, axis: int, at: Dim) -> bool:
+    """Whether a place along the channels lies inside a block: what begins there is no view."""
+    return bool(type_.block) and axis == 1 and at % type_.block != 0
 
 
 def _in_units(type_: TensorType, axis: int, at: Dim) -> Dim:

@@ -130,6 +130,8 @@ declare(Op("Concat", "the parts one after another along the axis", ("x*",), _con
     ((f32(2, 16, 3, 5, layout="c16"), f32(2, 19, 3, 5, layout="c16")), {"axis": 1}),
     ((f32(2, 19, 3, 5, layout="c16"), f32(2, 19, 3, 2, layout="c16")), {"axis": 3}),
     ((f32(1, 24, 7, layout="c8"), f32(1, 8, 7, layout="c8")), {"axis": 1}),
+    ((f32(2, 24, 3, 5, layout="c16"), f32(2, 8, 3, 5, layout="c16"), f32(2, 40, 3, 5, layout="c16"),
+      f32(2, 19, 3, 5, layout="c16")), {"axis": 1}),
     ((f32(2, 3), f32(2, 5)), {"axis": 1}), ((f32(2, 3), f32(4, 3), f32(1, 3)), {"axis": 0}),
     ((f32(2, 3, 5, 7), f32(2, 9, 5, 7)), {"axis": 1}), ((f32(2, 3, 4), f32(2, 3, 1)), {"axis": -1}),
     ((i64(3), i64(1)), {"axis": 0}), ((f32(2, 3),), {"axis": 0}), ((f32(1, 1, 64), f32(1, 196, 64)), {"axis": 1}))))
@@ -168,6 +170,7 @@ def _split(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType, ...]:
 declare(Op("Split", "pieces along the axis, of the given sizes or equal", ("x",), _split,
            {"split": None, "axis": 0, "num_outputs": None}, promoted={1: "split"}, outputs=-1, blocked=True, samples=(
     ((f32(2, 40, 3, 5, layout="c16"),), {"axis": 1, "split": (16, 24)}),
+    ((f32(2, 59, 3, 5, layout="c16"),), {"axis": 1, "split": (24, 8, 24, 3)}),
     ((f32(2, 19, 6, 5, layout="c16"),), {"axis": 2, "split": (2, 4)}),
     ((f32(6, 5),), {"split": (2, 4)}), ((f32(2, 9, 3),), {"axis": 1, "split": (3, 1, 5)}),
     ((f32(4, 7),), {"axis": -1, "num_outputs": 2}), ((f32(2, 5, 96),), {"axis": 2, "split": (32, 32, 32)}))))

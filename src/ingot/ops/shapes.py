@@ -150,16 +150,19 @@ def layout_of(shape: tuple[Dim, ...], types: Types) -> str:
     return layouts.pop()
 
 
+GROUP = 8       # channels of which parts of a blocked value are made: half a block of 16, or a block
+
+
 def joined_layout(parts: Types, axis: int) -> str:
-    """The layout of parts side by side along an axis: all lie alike, and along the channels each fills its blocks."""
+    """The layout of parts side by side along an axis: all lie alike, and along the channels each fills groups of 8."""
     present = [t for t in parts if t is not None]
     layouts = {t.layout for t in present}
     if len(layouts) > 1:
         raise ValueError("the parts lie in different layouts: put a Reorder before some of them")
     block = present[0].block
     for t in present[:-1] if block and axis == 1 else ():
-        if not isinstance(t.shape[1], int) or t.shape[1] % block:
-            raise ValueError(f"a part of {t.shape[1]} channels ends inside a block of {block}")
+        if not isinstance(t.shape[1], int) or t.shape[1] % GROUP:
+            raise ValueError(f"a part of {t.shape[1]} channels ends inside a group of {GROUP}")
     return layouts.pop()
 
 

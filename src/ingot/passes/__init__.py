@@ -22,7 +22,7 @@ from ingot.passes.recognition import recognise
 from ingot.passes.recurrent import split_recurrent
 from ingot.passes.resolve_shapes import resolve_shapes
 from ingot.passes.rewrite import Rule, explain, rewrite, why_not
-from ingot.passes.row_order import order_rows, reshape_before_split
+from ingot.passes.row_order import order_rows, rejoin_parts, reshape_before_split
 from ingot.passes.rows import move_rows
 from ingot.passes.scale import fold_scale
 from ingot.passes.siblings import merge_siblings
@@ -62,6 +62,7 @@ PIPELINE = pipeline(
     sink_dequantized,
     order_rows,
     reshape_before_split,
+    rejoin_parts,
     choose_layout,
 )
 
@@ -109,4 +110,4 @@ def why(graph: Graph, name: str) -> tuple[tuple[Node, str | None], ...]:
 
 __all__ = ["PASSES", "PIPELINE", "RULES", "Overflow", "Pass", "Precision", "Rule", "Watch", "apply", "both", "dump_to",
            "explain", "finished", "graph_pass", "kept_for", "lower_precision", "optimize", "order_rows", "overflows",
-           "pipeline", "reshape_before_split", "rewrite", "simplified", "unwatched", "why", "why_not"]
+           "pipeline", "rejoin_parts", "reshape_before_split", "rewrite", "simplified", "unwatched", "why", "why_not"]

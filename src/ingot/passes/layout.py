@@ -2,8 +2,8 @@
 
 A convolution that is worth it gets the attribute `layout` ("c16" with AVX-512, "c8" with AVX2): its result lies in
 blocks of that many channels. Pointwise ops, pooling and resizing pass the layout on, and so do Concat and Split where
-parts end with a block; a Reorder stands only where a blocked value meets an op that takes plain ones, or a plain value
-a chain of blocked ones.
+parts end with a block or half of one; a Reorder stands only where a blocked value meets an op that takes plain ones, or
+a plain value a chain of blocked ones.
 
 What is worth it: an f32 convolution of rank 3 to 5 with a constant weight, at least half a block of output channels,
 and one group, or one channel per group, or groups of whole blocks; and another such convolution that it reaches
@@ -21,6 +21,7 @@ from types import MappingProxyType
 
 from ingot.graph import BF16, F16, F32, I8, I32, U8, DType, Graph, Node, TensorType
 from ingot.ops import OPS, infer
+from ingot.ops.shapes import GROUP
 from ingot.passes.duplicates import merge_duplicates
 from ingot.passes.graph_pass import graph_pass
 from ingot.passes.rewrite import attribute
@@ -124,7 +125,7 @@ def _joins(graph: Graph, node: Node, block: int) -> bool:
     axis = int(str(attribute(node, "axis"))) % graph.types[whole].rank
     channels = [t.shape[1] for t in types]
     return all(isinstance(c, int) for c in channels) and (
-        axis != 1 or all(isinstance(c, int) and c % block == 0 for c in channels[:-1]))
+        axis != 1 or all(isinstance(c, int) and c % GROUP == 0 for c in channels[:-1]))
 
 
 def _operand(graph: Graph, value: str, out: TensorType, served: Served) -> bool:

@@ -1,4 +1,4 @@
-"""Bring rows into another order in one step.
+"""Bring rows into another order in one step, and split and join values where that moves the least.
 
 Windows that are shifted (Swin) are written as Slices, Concats, Reshapes and Transposes that move whole rows of the
 last axis about, within each sample; the four corners of a patch are put side by side likewise. Such a tree that reads
@@ -233,3 +233,44 @@ def reshape_before_split(graph: Graph, target: Target) -> Graph:
         return graph
     kept = {*graph.inputs, *graph.constants, *(o for n in nodes for o in n.outputs)}
     return replace(graph, nodes=tuple(nodes), types=MappingProxyType({k: t for k, t in types.items() if k in kept}))
+
+
+# --- parts that are joined again --------------------------------------------------------------------------------------
+
+
+def _rejoined(graph: Graph, node: Node) -> tuple[str, ...] | str:
+    """The inputs of a Concat with all parts of a Split in a row as what was split; or why there are none."""
+    if node.op != "Concat":
+        return f"it is {node.op}, not Concat"
+    axis = int(str(node.attrs["axis"])) % graph.types[node.output].rank
+    inputs, at = node.inputs, 0
+    found: list[str] = []
+    while at < len(inputs):
+        split = graph.producers.get(inputs[at])
+        count = len(split.outputs) if split is not None else 0
+        if split is not None and split.op == "Split" and inputs[at:at + count] == split.outputs and axis == int(
+                str(split.attrs.get("axis", 0))) % graph.types[split.inputs[0]].rank:
+            found.append(split.inputs[0])
+            at += count
+            continue
+        found.append(inputs[at])
+        at += 1
+    return tuple(found) if len(found) < len(inputs) else "it does not join all the parts of a Split"
+
+
+def why_not_rejoined(graph: Graph, node: Node) -> str | None:
+    """None if parts of a Split that the node joins again are taken as the whole, else why not."""
+    found = _rejoined(graph, node)
+    return found if isinstance(found, str) else None
+
+
+@graph_pass(after=(merge_siblings,), why_not=why_not_rejoined)
+def rejoin_parts(graph: Graph, target: Target) -> Graph:
+    """Join what was split, not its parts one by one, where a Concat reads them all in order beside other values."""
+    nodes = []
+    for node in graph.nodes:
+        found = _rejoined(graph, node)
+        nodes.append(node if isinstance(found, str) else replace(node, inputs=found))
+    if all(a is b for a, b in zip(nodes, graph.nodes, strict=True)):
+        return graph
+    return replace(graph, nodes=tuple(nodes))

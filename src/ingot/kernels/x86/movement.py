@@ -10,7 +10,7 @@ from ingot.kernels.tactic import Kernel, Operand, Params, Site, Tactic
 from ingot.kernels.x86.nest import Nest, Side, View
 from ingot.kernels.x86.transpose import BITS, declines_movement, moved_as
 from ingot.ops import OPS, dims, slices_of, split_sizes
-from ingot.ops.shapes import axes_of, axis_of, integer
+from ingot.ops.shapes import GROUP, axes_of, axis_of, integer
 from ingot.target import Target
 
 
@@ -122,6 +122,35 @@ PLANS: Mapping[str, Planner] = {
 }
 
 
+def _by_groups(site: Site) -> list[Copy]:
+    """The parts of a blocked Concat or Split by channels that end inside a block, in groups of 8; none for others.
+
+    Every other group of a part begins a block there, and begins one or half of one in the whole.
+    """
+    attrs = {**OPS[site.op].attrs, **site.attrs}
+    concat = site.op == "Concat"
+    if site.op not in ("Concat", "Split"):
+        return []
+    whole, given = (site.outputs[0], site.step.inputs) if concat else (site.inputs[0], range(len(site.outputs)))
+    if not whole.type.block or axis_of(integer(attrs, "axis"), whole.type.rank) != 1:
+        return []
+    parts = [(k, (site.inputs if concat else site.outputs)[k]) for k in given if k is not None]
+    channels = [int(str(part.type.shape[1])) for _, part in parts]
+    if all(c % whole.type.block == 0 for c in channels[:-1]):
+        return []
+    found: list[Copy] = []
+    start = 0
+    for (k, part), count in zip(parts, channels, strict=True):
+        groups = -(-count // GROUP)
+        for first in range(min(2, groups)):
+            shape = (part.type.shape[0], (groups - first + 1) // 2, *part.type.shape[2:], GROUP)
+            here, there = (View(o.steps, group // 2 * o.steps[1] + group % 2 * GROUP)
+                           for o, group in ((part, first), (whole, start // GROUP + first)))
+            found.append(Copy(shape, here, there, input=k) if concat else Copy(shape, there, here, output=k))
+        start += count
+    return found
+
+
 def _physical(site: Site) -> Site | str:
     """The same copy between plain tensors of the operands' physical shapes, or why there is none."""
     types = [o.type for o in (*site.inputs, *site.outputs)]
@@ -163,6 +192,8 @@ class Copies(Tactic):
     def declines(self, site: Site, target: Target) -> str | None:
         if site.op not in PLANS:
             return f"{site.op} is no copy"
+        if _by_groups(site):
+            return declines_movement(site)
         if isinstance(found := _physical(site), str):
             return found
         if site.op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze") and site.inputs[0].strides is not None:
@@ -172,10 +203,13 @@ class Copies(Tactic):
     def emit(self, site: Site, params: Params, target: Target) -> Kernel:
         code = Code(isa_of(target), site.symbols)
         name = f"copy_{site.key}"
-        plain = _physical(site)
-        assert not isinstance(plain, str)       # declined
+        copies = _by_groups(site)
+        if not copies:
+            plain = _physical(site)
+            assert not isinstance(plain, str)       # declined
+            copies = PLANS[site.op](plain, {**OPS[site.op].attrs, **plain.attrs})
         with code.function(name):
-            for copy in PLANS[site.op](plain, {**OPS[site.op].attrs, **plain.attrs}):
+            for copy in copies:
                 element = moved_as(site.outputs[copy.output])
                 source = Side(code.buffer(copy.input), element, copy.source)
                 result = Side(code.buffer(len(site.inputs) + copy.output), element, copy.result)
