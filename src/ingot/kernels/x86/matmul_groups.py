@@ -2,9 +2,9 @@
 
 Sums are f32, and so is the left operand: only the weight is short. A panel of columns is one stream: for each group
 the scales and offsets of its columns, then the integers, eight 4-bit ones of a column to a 32-bit word. A word becomes
-eight registers of floats by a shift and a look-up in a table of sixteen numbers each (vpermps), or by a mask and a
-conversion where a register holds fewer than sixteen; one multiply-add scales and moves them. Each is used for every
-row of a tile.
+eight registers of floats without a conversion: shifted below the exponent of one, four bits n are the number 1 + n / 16
+(a shift and one vpternlogd, which runs where look-ups and shifts do not); scales and offsets are packed for these.
+Where rows are few, a group's sums are scaled once, and kept in two halves, so that no sum waits for the one before.
 """
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ I4, U4 = DTYPES["i4"], DTYPES["u4"]
 _OPS = ("MatMulGroups",)
 _PER_WORD = 8           # 4-bit integers in a word
 _FEW = 8                # registers of sums up to which a group is scaled at its end, in registers of its own
+_FEWER = 4              # and up to which these are kept twice
+_ONE = 0x3F800000       # the bits of 1.0
+_PLACE = 19             # the lowest of the four bits below the exponent
 
 
 class GroupedMatMul(Tactic):
@@ -101,7 +104,8 @@ def group_panels(weight: np.ndarray, scale: np.ndarray, zero: np.ndarray | None,
                  lanes: int) -> np.ndarray:
     """Flat i32: per panel and group the scales and offsets (f32 bits), then words [word][vector][lane], or bytes.
 
-    Four-bit integers are kept as 0..15, whatever their sign: the offset takes the difference back.
+    Four-bit integers are kept as 0..15, whatever their sign, and read as 1 + n / 16: the offset takes the difference
+    back.
     """
     depth, columns = weight.shape
     groups, width = scale.shape[0], vectors * lanes
@@ -109,11 +113,12 @@ def group_panels(weight: np.ndarray, scale: np.ndarray, zero: np.ndarray | None,
     short = four_bits(weight.dtype)
     wide = weight.astype(np.int32)
     moved = 8 if weight.dtype.name == "int4" else 0
-    offset = -scale * ((0 if zero is None else zero.astype(np.float32)) + np.float32(moved if short else 0))
+    sixteenth = np.float32(16 if short else 1)
+    offset = -scale * ((0 if zero is None else zero.astype(np.float32)) + np.float32(moved + 16 if short else 0))
     padded = np.zeros((depth, count * width), np.int32)
     padded[:, :columns] = wide + (moved if short else 0)
     heads = np.zeros((2, groups, count * width), np.float32)
-    heads[0, :, :columns], heads[1, :, :columns] = scale, offset
+    heads[0, :, :columns], heads[1, :, :columns] = scale * sixteenth, offset
     head = heads.reshape(2, groups, count, width).transpose(2, 1, 0, 3).view(np.int32).reshape(count, groups, 2 * width)
     parts = padded.reshape(groups, depth // groups, count, vectors, lanes).transpose(2, 0, 1, 3, 4)
     if short:
@@ -160,9 +165,9 @@ class _Groups(Emission):
         tile.clear()
         row = code.dim(self.form.left_row)
         left = code.offset(task.left, code.mul(first, row))
-        once = self.short and height * vectors <= _FEW and self.group % lanes == 0
-        part = Tile(code, height, vectors, "float", lanes) if once else tile
-        table = self._table() if self.short and lanes == 16 else None
+        once = height * vectors <= _FEW and self.group % lanes == 0
+        halves = 2 if once and height * vectors <= _FEWER and code.isa.registers > 16 else 1
+        parts = [Tile(code, height, vectors, "float", lanes) for _ in range(halves)] if once else [tile]
         with code.loop(0, self.groups) as g:
             here = code.offset(task.right, code.mul(g, 2 * self.width + self.turn), "i32")
             scales, offsets = ([code.load(code.offset(here, k * self.width + v * lanes), "float", lanes)
@@ -172,10 +177,11 @@ class _Groups(Emission):
 
             def step(x: Value, number: int, raw: list[Value], scales: list[Value] = scales,
                      offsets: list[Value] = offsets) -> None:
-                part.step(lambda r: code.load(code.offset(x, code.add(code.mul(row, r), number))),
+                parts[number % len(parts)].step(
+                          lambda r: code.load(code.offset(x, code.add(code.mul(row, r), number))),
                           lambda v: raw[v] if once else code.fma(raw[v], scales[v], offsets[v]))
 
-            if once:
+            for part in parts if once else ():
                 part.clear()
 
             if self.short:
@@ -184,7 +190,7 @@ class _Groups(Emission):
                     words = [code.load(code.offset(at, v * lanes, "i32"), "i32", lanes) for v in range(vectors)]
                     x = code.offset(begin, code.mul(w, _PER_WORD))
                     for j in range(_PER_WORD):
-                        step(x, j, [self._number(word, j, table) for word in words])
+                        step(x, j, [self._number(word, j) for word in words])
             else:
                 with code.loop(0, self.group // 4) as w:
                     at = code.offset(body, code.mul(w, self.width), "i32")
@@ -194,8 +200,12 @@ class _Groups(Emission):
                                     for v in range(vectors)])
             if once:        # the group's sums scaled, and its offsets times the sum of what they multiply
                 totals = [code.splat(self._sum(code.offset(begin, code.mul(row, r))), lanes) for r in range(height)]
-                sums, held = part.values(), tile.values()
-                tile.fill(lambda r, v: code.fma(sums[r][v], scales[v], code.fma(totals[r], offsets[v], held[r][v])))
+                sums, held = [p.values() for p in parts], tile.values()
+
+                def whole(r: int, v: int) -> Value:
+                    return sums[0][r][v] if len(sums) == 1 else code.fadd(sums[0][r][v], sums[1][r][v])
+
+                tile.fill(lambda r, v: code.fma(whole(r, v), scales[v], code.fma(totals[r], offsets[v], held[r][v])))
         tile.store(lambda r, v: code.offset(task.area, r * self.width + v * lanes), align=self.align)
         self._finish(task, task.area, height, first, skip)
 
@@ -207,18 +217,15 @@ class _Groups(Emission):
             total = part if total is None else code.fadd(total, part)
         return code.reduce("fadd", total) if total is not None else code.zero("float")
 
-    def _table(self) -> Value:
-        return self.code.load(self.code.table([float(n) for n in range(16)], "float"), "float", 16, align=64)
-
-    def _number(self, word: Value, place: int, table: Value | None) -> Value:
-        """The 4-bit integers at one place of the words, as floats 0..15."""
+    def _number(self, word: Value, place: int) -> Value:
+        """The 4-bit integers n at one place of the words, as floats 1 + n / 16."""
         code, lanes = self.code, self.lanes
-        moved = code.binary("lshr", word, code.constant(4 * place, "i32", lanes)) if place else word
-        if table is not None:
-            name = code.declare("llvm.x86.avx512.permvar.sf.512", table.type, table.type, moved.type)
-            return code.emit(table.type, f"call {table.type} @{name}({table}, {moved})")
-        low = code.binary("and", moved, code.constant(15, "i32", lanes)) if place < _PER_WORD - 1 else moved
-        return code.convert("sitofp", low, "float")
+        up = _PLACE - 4 * place
+        moved = code.binary("shl" if up > 0 else "lshr", word, code.constant(abs(up), "i32", lanes))
+        low = code.binary("and", moved, code.constant(15 << _PLACE, "i32", lanes))
+        bits = code.binary("or", low, code.constant(_ONE, "i32", lanes))
+        type_ = vector("float", lanes)
+        return code.emit(type_, f"bitcast {bits} to {type_}")
 
     def _byte(self, pointer: Value) -> Value:
         code = self.code
