@@ -100,12 +100,14 @@ def untuned(_: object) -> Tuning:
     raise RuntimeError("accuracy needs no race")
 
 
-def mixed(base: Graph, target: Target, calibration: Calibration, data: list[Mapping[str, np.ndarray]]) -> Graph:
+def mixed(base: Graph, target: Target, calibration: Calibration, data: list[Mapping[str, np.ndarray]],
+          moments: Mapping[str, np.ndarray] | None = None) -> Graph:
     """The most sensitive sites in f32, found on sentences of the calibration."""
     every = quantisable(base)
-    found = search(Judge(base, target, calibration, data[:16]), every, BUDGET)
+    weights = integer_weights(base, every, calibration, Manner(), moments)
+    found = search(Judge(base, target, calibration, data[:16], weights=weights), every, BUDGET)
     print(f"{len(found.floats)} of {len(every)} sites in f32 after {found.measured} plans: {found.floats}", flush=True)
-    return quantized(base, [s for s in every if s.name not in found.floats], calibration)
+    return quantized(base, [s for s in every if s.name not in found.floats], calibration, weights=weights)
 
 
 def main() -> None:
@@ -157,6 +159,8 @@ def main() -> None:
             forms[f"int8, {method}{title}"] = partial(int8, method, manner, False)
     forms["int8, mse, weights by gptq"] = partial(int8, "mse", Manner(), True)
     forms[f"int8, mse, mixed: --accuracy-budget {BUDGET}"] = lambda: mixed(base, target, ranges("mse"), data)
+    forms[f"int8, mse, weights by gptq, mixed: --accuracy-budget {BUDGET}"] = lambda: mixed(
+        base, target, ranges("mse"), data, moments())
     for bits, way, size in ((8, "rtn", 128), (4, "rtn", 128), (4, "mse", 128), (4, "awq", 128), (4, "gptq", 128),
                             (4, "mse", 32), (4, "awq", 32), (4, "gptq", 32)):
         forms[f"weights int{bits}, {way}, groups of {size}"] = partial(in_groups, Groups(bits, size, False, way))

@@ -1,10 +1,13 @@
 """The search for sites that break int8, and plans as files."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ingot.compiler.build import build_with_report
+from ingot.compiler.front import front
 from ingot.compiler.options import BuildOptions
 from ingot.compiler.precision import calibrated
 from ingot.compiler.sensitivity import Judge, dissimilarity, read_plan, search, write_plan
@@ -15,6 +18,7 @@ from ingot.ops import infer
 from ingot.passes import simplified
 from ingot.quantize import quantisable
 from ingot.quantize.rounding import Manner
+from ingot.report.front import front_plot, front_table
 from ingot.runtime.host import host_target
 
 BROKEN = (2, 5, 9)          # layers whose input has one channel that drowns the others
@@ -97,3 +101,19 @@ def test_a_plan_that_asks_for_nonsense_is_refused(tmp_path) -> None:
     with pytest.raises(InputError, match="that the model has not"):
         build_with_report(broken_net(), None, BuildOptions(precision="int8", tune=False, plan=tmp_path / "plan.json"),
                           calibration=data())
+
+
+@pytest.mark.cpu
+def test_the_front_goes_from_all_integers_to_all_floats(tmp_path) -> None:
+    graph, target = broken_net(), host_target(2)
+    base = simplified(graph, target)
+    judge = Judge(base, target, calibrated(graph, target, data(), method="minmax"), data(), manner=Manner(smooth=()))
+    sites = quantisable(base)
+    found = front(base, target, judge, sites, None, (1.0, 100.0))
+    assert {len(p.floats) for p in found} == {0, len(BROKEN), LAYERS}
+    assert [p.error for p in found] == sorted(p.error for p in found)
+    seconds = {0: 1.0, len(BROKEN): 3.0, LAYERS: 2.0}
+    timed = [replace(p, seconds=seconds[len(p.floats)], beaten=len(p.floats) == len(BROKEN)) for p in found]
+    drawn = front_plot(timed, LAYERS, "broken")
+    assert drawn.count("<circle") == 3 and drawn.count("#999") == 2
+    assert [r[:2] for r in front_table(timed, LAYERS).rows] == [(LAYERS - len(p.floats), len(p.floats)) for p in timed]

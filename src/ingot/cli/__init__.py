@@ -1,5 +1,5 @@
 """The command line: `main` runs one; `app` is the commands themselves."""
-from ingot.cli import device, profile, serving
+from ingot.cli import device, front, profile, serving
 from ingot.cli.commands import app, main
 
-__all__ = ["app", "device", "main", "profile", "serving"]
+__all__ = ["app", "device", "front", "main", "profile", "serving"]

@@ -259,6 +259,11 @@ def _tune(program: Program, target: Target, options: BuildOptions,
                 exact=options.exact)
 
 
+def tuned_here(target: Target, options: BuildOptions) -> Callable[[Program], Tuning]:
+    """The race of programs on this machine, with its cache, as a build has it."""
+    return lambda program: _tune(program, target, options, None)
+
+
 def _path(model: Any) -> str:
     return os.fspath(model) if isinstance(model, (str, os.PathLike)) else ""
 

@@ -74,13 +74,17 @@ class Judge:
     def measured(self) -> int:
         return len(self._known)
 
+    def plan(self, sites: Collection[QuantSite]) -> Graph:
+        """The graph with exactly these sites on integers."""
+        return quantized(self._base, sites, self._calibration, self._manner, self._weights)
+
     def error(self, sites: Collection[QuantSite]) -> float:
         """Of the graph with exactly these sites on integers: percent of dissimilarity, or points of the metric."""
         key = frozenset(s.name for s in sites)
         if not sites:
             return 0.0
         if key not in self._known:
-            made = quantized(self._base, sites, self._calibration, self._manner, self._weights)
+            made = self.plan(sites)
             run = watching(made, self._target, made.outputs)
             losses = [self._loss(f, w, run(f)) for f, w in zip(self._data, self._wanted, strict=True)]
             self._known[key] = float(np.mean(losses))
