@@ -27,6 +27,7 @@ _OPS = ("MatMulGroups",)
 _PER_WORD = 8           # 4-bit integers in a word
 _FEW = 8                # registers of sums up to which a group is scaled at its end, in registers of its own
 _FEWER = 4              # and up to which these are kept twice
+_AHEAD = 4096           # bytes of the stream that are fetched before they are read
 _ONE = 0x3F800000       # the bits of 1.0
 _PLACE = 19             # the lowest of the four bits below the exponent
 
@@ -68,8 +69,11 @@ class GroupedMatMul(Tactic):
             share = -(-panels // target.threads) * target.threads / panels
             return tiles * panels * share * (max(r * v, 4) + 3 * v)
 
-        for r, v in sorted(tall, key=lambda s: (cost(s), -s[1]))[:6]:
-            yield {"rows": r, "vectors": v, "block": max(1, -(-rows // r)), "across": 1}
+        for place, (r, v) in enumerate(sorted(tall, key=lambda s: (cost(s), -s[1]))[:6]):
+            point = {"rows": r, "vectors": v, "block": max(1, -(-rows // r)), "across": 1}
+            yield point
+            if place < 3 and r * v <= _FEW:
+                yield {**point, "ahead": _AHEAD}
 
     def pack(self, site: Site, params: Params, target: Target,
              constants: Mapping[int, np.ndarray]) -> Mapping[int, np.ndarray]:
@@ -166,6 +170,7 @@ class _Groups(Emission):
         row = code.dim(self.form.left_row)
         left = code.offset(task.left, code.mul(first, row))
         once = height * vectors <= _FEW and self.group % lanes == 0
+        ahead = self.params.get("ahead", 0)
         halves = 2 if once and height * vectors <= _FEWER and code.isa.registers > 16 else 1
         parts = [Tile(code, height, vectors, "float", lanes) for _ in range(halves)] if once else [tile]
         with code.loop(0, self.groups) as g:
@@ -187,6 +192,8 @@ class _Groups(Emission):
             if self.short:
                 with code.loop(0, self.group // _PER_WORD) as w:
                     at = code.offset(body, code.mul(w, self.width), "i32")
+                    for v in range(vectors if ahead else 0):
+                        code.prefetch(code.offset(at, ahead // 4 + v * lanes, "i32"))
                     words = [code.load(code.offset(at, v * lanes, "i32"), "i32", lanes) for v in range(vectors)]
                     x = code.offset(begin, code.mul(w, _PER_WORD))
                     for j in range(_PER_WORD):
@@ -194,6 +201,8 @@ class _Groups(Emission):
             else:
                 with code.loop(0, self.group // 4) as w:
                     at = code.offset(body, code.mul(w, self.width), "i32")
+                    for v in range(vectors if ahead else 0):
+                        code.prefetch(code.offset(at, ahead // 4 + v * lanes, "i32"))
                     x = code.offset(begin, code.mul(w, 4))
                     for j in range(4):
                         step(x, j, [self._byte(code.offset(at, j * self.width + v * lanes, "i8"))
