@@ -5,8 +5,10 @@ is a shape or a position may hold symbolic dimensions (read it with `dims`, whic
 """
 from ingot.ops import (
     attention,
+    boxes,
     convolution,
     indexing,
+    learned,
     linear,
     movement,
     normalisation,
@@ -29,8 +31,9 @@ from ingot.ops.shapes import broadcast, dims, ints
 OPSET = 28      # the one ONNX opset whose meaning the graph's ops have
 
 __all__ = [
-    "OPS", "OPSET", "REQUIRED", "Op", "Window", "attention", "broadcast", "clamps", "convolution", "convolution_window",
-    "declare", "dims", "indexing", "infer", "ints", "linear", "movement", "normalisation", "pointwise", "pooling",
-    "pooling_window", "quantisation", "recurrent", "reduced_axes", "reduction", "resize", "shape", "short", "slices_of",
+    "OPS", "OPSET", "REQUIRED", "Op", "Window", "attention", "boxes", "broadcast", "clamps", "convolution",
+    "convolution_window", "declare", "dims", "indexing", "infer", "ints", "learned", "linear", "movement",
+    "normalisation", "pointwise", "pooling", "pooling_window", "quantisation", "recurrent", "reduced_axes", "reduction",
+    "resize", "shape", "short", "slices_of",
     "split_sizes", "transposed_window", "window",
 ]

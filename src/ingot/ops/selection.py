@@ -1,4 +1,8 @@
-"""Ops whose results are as large as the data decides: what onnx.reference does box by box, in whole arrays."""
+"""Ops whose results are as large as the data decides: what onnx.reference does box by box, in whole arrays.
+
+SelectBoxes is NonMaxSuppression with room for as many boxes as there can be, and how many there are: it has a kernel,
+and what reads its result waits for the number alone.
+"""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence

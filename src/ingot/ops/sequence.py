@@ -68,6 +68,7 @@ def _joined(given: Sequence[Value], attrs: Attrs) -> list[Value]:
 
 LISTS: Mapping[str, Callable[[Sequence[Value], Attrs], list[Value]]] = {
     "ConcatFromSequence": _joined,
+    "FirstRows": lambda given, attrs: [np.array(given[0][:int(given[1][0])])],      # of SelectBoxes
     "Identity": lambda given, attrs: list(given),
     "Optional": lambda given, attrs: [given[0] if given else None],
     "OptionalGetElement": _element,

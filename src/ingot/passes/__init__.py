@@ -27,6 +27,7 @@ from ingot.passes.rows import move_rows
 from ingot.passes.scale import fold_scale
 from ingot.passes.siblings import merge_siblings
 from ingot.passes.simplify import simplify
+from ingot.passes.trees import write_out_trees
 from ingot.passes.widened import sink_widened
 from ingot.passes.written_out import write_out
 from ingot.target import Target
@@ -37,6 +38,7 @@ PIPELINE = pipeline(
     fold_quantised,         # before fold_constants, which would make f32 of integer weights
     fold_constants,
     write_out,
+    write_out_trees,
     merge_duplicates,
     simplify,
     fold_constants,

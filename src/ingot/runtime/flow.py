@@ -72,6 +72,9 @@ class Driver:
         self._symbols: dict[int, dict[str, Symbol]] = {id(p): dict(p.graph.symbols) for p in flow.parts}
         self._spoken = {k for p in flow.parts for k in p.graph.symbols}
         self._late: dict[int, _Late] = {id(c): _Late() for c in flow.calls}
+        self._typed = {v: t for v in flow.inputs if (t := flow.types.get(v)) is not None}
+        self._names = dict.fromkeys(flow.inputs)
+        self._sizes: dict[tuple[tuple[int, ...], ...], dict[str, int]] = {}     # what inputs of these shapes fix
         self._without: dict[tuple[int, ...], bool] = {}     # (part, sizes) -> whether a value has no elements there
         self._lock = threading.RLock()
         self.referenced: set[str] = set()       # ops that have run on the reference
@@ -91,18 +94,25 @@ class Driver:
         return dict(zip(self._flow.outputs, made, strict=True))
 
     def _begun(self, feeds: tuple[object, ...]) -> Scope:
-        flow, scope = self._flow, Scope()
-        given = dict(zip(flow.inputs, ordered(feeds, flow.inputs, dict.fromkeys(flow.inputs)), strict=True))
-        typed = {v: t for v in flow.inputs if (t := flow.types.get(v)) is not None}
-        for name, value in given.items():
+        flow, scope, typed = self._flow, Scope(), self._typed
+        for name, value in zip(flow.inputs, ordered(feeds, flow.inputs, self._names), strict=True):
             scope.values[name] = as_array(value, name, typed[name]) if name in typed else value
-        shapes = [np.shape(scope.values[v]) for v in typed]
+        shapes = tuple([np.shape(scope.values[v]) for v in typed])
+        if (found := self._sizes.get(shapes)) is None:
+            if len(self._sizes) >= _SIZES:
+                self._sizes.clear()
+            found = self._sizes[shapes] = self._bound(shapes)
+        scope.sizes.update(found)
+        return scope
+
+    def _bound(self, shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
+        """The sizes that inputs of these shapes fix. Raises InputError."""
+        flow, typed = self._flow, self._typed
         symbols = {k: s for k, s in flow.symbols.items() if any(k in t.symbols for t in typed.values())}
         # a size that no part speaks of may be any, 0 as well
         free = {str(d): n for t, shape in zip(typed.values(), shapes, strict=True)
                 for d, n in zip(t.shape, shape, strict=False) if str(d) in symbols.keys() - self._spoken}
-        scope.sizes.update(bind(tuple(typed), typed, {k: s for k, s in symbols.items() if k not in free}, shapes, free))
-        return scope
+        return {**bind(tuple(typed), typed, {k: s for k, s in symbols.items() if k not in free}, shapes, free)}
 
     # --- parts --------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,8 @@ from ingot.frontend.onnx.control import inlined_branch, read_control
 from ingot.frontend.onnx.cut import Step, cut
 from ingot.frontend.onnx.guess import guessed
 from ingot.frontend.onnx.item import Item
+from ingot.frontend.onnx.ml import DOMAIN as LEARNED_DOMAIN
+from ingot.frontend.onnx.ml import LEARNED
 from ingot.frontend.onnx.problem import Problem, problem_from, raised
 from ingot.frontend.onnx.proto import (
     STANDARD,
@@ -36,6 +38,7 @@ from ingot.frontend.onnx.upgrade import upgrade
 from ingot.frontend.shapes import DEFAULT_PROFILE, ShapeSpec, Symbols, read_spec, settled
 from ingot.graph import (
     DTYPES,
+    I64,
     Call,
     Dim,
     Expr,
@@ -50,6 +53,7 @@ from ingot.graph import (
     symbol,
 )
 from ingot.ops import OPS, OPSET, clamps, dims, infer, pooling_window
+from ingot.ops.boxes import room
 from ingot.ops.contents import Contents, follow, known
 from ingot.ops.convolution import convolution_window
 from ingot.ops.fallback import FALLBACK
@@ -62,6 +66,7 @@ SYMBOLS_KEY = "ingot.symbols"       # where a written model keeps the profiles
 ORIGIN_KEY = "ingot.origin"         # and a written node the names it came from
 SMALL = 1024                        # elements of a constant that says something about a result's shape
 MICROSOFT = "com.microsoft"
+BOXES = 1 << 26                     # bytes of room for the most boxes that a NonMaxSuppression can select
 DATA_PROFILE = (1, 17, 65)          # of the symbol s of a size s-1 that data decides: 0..16..64, more is grown into
 _TEXT = re.compile(r"[\s=,(){}]")    # what the graph's text form cannot hold in a name
 
@@ -250,10 +255,14 @@ class Reader:
         if proto.domain == MICROSOFT or (proto.op_type == "SimplifiedLayerNormalization"):
             self._decomposed(proto.op_type, inputs, outputs, attrs, where, origin)
             return
+        if proto.domain == LEARNED_DOMAIN and self._learned(proto.op_type, inputs, outputs, attrs, where, origin):
+            return
         if proto.domain not in STANDARD:
             version = next((int(o.version) for o in self.model.opset_import if o.domain == proto.domain), 0)
             self.call(Call(Node(proto.op_type, tuple(inputs), tuple(outputs), attrs, origin), proto.domain, version,
                            why=f"no kernel knows the ops of {proto.domain}"))
+            return
+        if proto.op_type == "NonMaxSuppression" and self._selected(inputs, outputs[0], attrs, where, origin):
             return
         if proto.op_type == "Constant":
             self.constant(outputs[0], constant_of(attrs, where))
@@ -286,20 +295,8 @@ class Reader:
             raise UnsupportedError(f"op {MICROSOFT}::{op} is not served",
                                    why=(f"the nearest that is: {near[0]}",) if near else (),
                                    mend="export the model without ONNX Runtime's optimisations")
-
-        def add(kind: str, given: Sequence[str], count: int, more: Mapping[str, object]) -> tuple[str, ...]:
-            names = [self.fresh() for _ in range(count)]
-            self.uses.update(names)
-            item = Item(kind, list(given), list(names), dict(more), where, self.build.types.get, self._another,
-                        self.fresh, lambda v: bool(self.uses[v]))
-            self._add(item, origin)
-            return tuple(names)
-
-        maker = Maker(op, tuple(inputs), attrs, len([o for o in outputs if o]) and max(
-            k + 1 for k, o in enumerate(outputs) if o), add, self.build.types.get, self.build.constants.get,
-            self._another)
         try:
-            results = made_of(maker)
+            results = made_of(self._maker(op, inputs, outputs, attrs, where, origin))
         except (ValueError, TypeError, IndexError, ArithmeticError) as error:      # operands of other forms
             raise ModelError(f"{MICROSOFT}::{op} does not take these operands", why=(str(error),),
                              mend="export the model without ONNX Runtime's optimisations") from None
@@ -309,9 +306,72 @@ class Reader:
                     raise UnsupportedError(f"the output {k} of {MICROSOFT}::{op} is not served",
                                            mend="export the model without ONNX Runtime's optimisations")
             elif out:
-                add_to = Item("Identity", [results[k]], [out], {}, where, self.build.types.get, self._another,
-                              self.fresh, lambda v: True)
-                self._add(add_to, origin)
+                self._passed(results[k], out, where, origin)
+
+    def _passed(self, value: str, out: str, where: str, origin: tuple[str, ...]) -> None:
+        """A value under the name of an output."""
+        self._add(Item("Identity", [value], [out], {}, where, self.build.types.get, self._another, self.fresh,
+                       lambda v: True), origin)
+
+    def _maker(self, op: str, inputs: list[str], outputs: list[str], attrs: Mapping[str, object], where: str,
+               origin: tuple[str, ...]) -> Maker:
+        """What a node of another domain is written with."""
+        def add(kind: str, given: Sequence[str], count: int, more: Mapping[str, object]) -> tuple[str, ...]:
+            names = [self.fresh() for _ in range(count)]
+            self.uses.update(names)
+            item = Item(kind, list(given), list(names), dict(more), where, self.build.types.get, self._another,
+                        self.fresh, lambda v: bool(self.uses[v]))
+            self._add(item, origin)
+            return tuple(names)
+        wanted = max((k + 1 for k, o in enumerate(outputs) if o), default=0)
+        return Maker(op, tuple(inputs), attrs, wanted, add, self.build.types.get, self.build.constants.get,
+                     self._another)
+
+    def _learned(self, op: str, inputs: list[str], outputs: list[str], attrs: Mapping[str, object], where: str,
+                 origin: tuple[str, ...]) -> bool:
+        """Whether a node of ai.onnx.ml has been entered as nodes that have kernels; else it runs on the reference."""
+        if (form := LEARNED.get(op)) is None or any(i and i not in self.build.types for i in inputs):
+            return False
+        try:
+            results = form(self._maker(op, inputs, outputs, attrs, where, origin))
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:     # lists that do not fit one another
+            raise ModelError(f"the numbers of {op} do not fit one another", why=(str(error),),
+                             mend="export the model again") from None
+        for out, result in zip(outputs, results or (), strict=False):
+            if out:
+                self._passed(result, out, where, origin)
+        return results is not None
+
+    def _selected(self, inputs: list[str], out: str, attrs: Mapping[str, object], where: str,
+                  origin: tuple[str, ...]) -> bool:
+        """Whether a NonMaxSuppression has been entered as SelectBoxes, which has a kernel, and a cut to what it found.
+
+        For that its numbers must be constants, and the room for the most boxes there can be no more than BOXES bytes.
+        """
+        types = [self.build.types.get(v) for v in (*inputs, "", "")[:2]]
+        if any(t is None or t.dtype.name != "f32" or t.rank != 3 for t in types):
+            return False
+        held = [None if not v else self.contents.get(v) for v in (*inputs, "", "", "")[2:5]]
+        if any(v and (h is None or h.size != 1) for v, h in zip(inputs[2:5], held, strict=False)) or held[0] is None:
+            return False
+        most, overlap, least = (None if h is None else h.reshape(-1)[0] for h in held)
+        boxes, scores = types
+        if boxes is None or scores is None or not isinstance(most, (int, np.integer)) or most < 1:
+            return False
+        largest = {k: s.max for k, s in self.build.symbols.items()}
+        limit = min(int(most), evaluate(boxes.shape[1], largest))
+        if evaluate(room(boxes, scores, limit), largest) * 24 > BOXES or any(
+                s.startswith(DATA_PREFIX) for t in (boxes, scores) for s in t.symbols):
+            return False
+        maker = self._maker("NonMaxSuppression", inputs, [out], attrs, where, origin)
+        told: dict[str, object] = {"most": limit, "overlap": 0.0 if overlap is None else float(overlap),
+                                   "centred": attrs.get("center_point_box", 0)}
+        if least is not None:
+            told["least"] = float(least)
+        rows, count = maker.several("SelectBoxes", 2, *inputs[:2], **told)
+        call = Call(Node("FirstRows", (rows, count), (out,), {}, origin), "", OPSET, why="the data decides how many")
+        self.enter(call, [TensorType(I64, (self.fresh_size(), 3))])
+        return True
 
     def _another(self, array: np.ndarray) -> str:
         return self.constant(self.fresh(), array)

@@ -30,6 +30,8 @@ def onnx_from_graph(graph: Graph, name: str = "ingot") -> onnx.ModelProto:
     if laid := next((v for v, t in graph.types.items() if t.layout), None):
         raise UnsupportedError(f"'{laid}' lies in a blocked layout, which ONNX does not know",
                                mend="write the graph before the layout pass")
+    if own := next((n for n in graph.nodes if not onnx.defs.has(n.op, OPSET, "")), None):
+        raise UnsupportedError(f"ONNX has no {own.op}", where=own.where, mend="keep the model it was read from")
     writer = _Writer(graph)
     for node in graph.nodes:
         writer.add(node)

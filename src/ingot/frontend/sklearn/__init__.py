@@ -1,4 +1,4 @@
-"""scikit-learn in: estimators and pipelines through skl2onnx, with what it writes in ai.onnx.ml put in standard ops."""
+"""scikit-learn in: estimators and pipelines through skl2onnx; the reader says ai.onnx.ml in ops that have kernels."""
 from __future__ import annotations
 
 from collections.abc import Mapping

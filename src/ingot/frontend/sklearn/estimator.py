@@ -14,7 +14,6 @@ import onnx
 
 from ingot.errors import InputError, UnsupportedError
 from ingot.frontend.shapes import ShapeSpec
-from ingot.frontend.sklearn.ml import standard
 from ingot.frontend.source import Alarm, Export, Source, imported
 from ingot.graph import Symbol
 
@@ -108,7 +107,7 @@ def _outputs(skl2onnx: ModuleType, model: Any, columns: Mapping[str, np.ndarray]
 
 def _exported(skl2onnx: ModuleType, model: Any, columns: Mapping[str, np.ndarray], opset: int | None
               ) -> tuple[onnx.ModelProto, tuple[Alarm, ...]]:
-    return standard(_proto(skl2onnx, model, columns, opset)), ()
+    return _proto(skl2onnx, model, columns, opset), ()
 
 
 def _run(model: Any, columns: Mapping[str, np.ndarray], names: tuple[str, ...], feeds: Mapping[str, np.ndarray]

@@ -227,7 +227,7 @@ class TopK(Tactic):
                 value = code.variable(c.number(0))
                 with code.loop(0, c.length) as i:
                     x, at = c.at(i), code.splat(code.value(i), c.lanes)
-                    key = _key(code, x)
+                    key = ordered_key(code, x)
                     better = self._better(code, largest, (key, at), (best.get(), where.get()),
                                           (last.get(), place.get()))
                     best.set(code.select(better, key, best.get()))
@@ -251,7 +251,7 @@ class TopK(Tactic):
         return _and(code, left, code.binary("or", worse(best[0], new[0]), none))
 
 
-def _key(code: Code, x: Value) -> Value:
+def ordered_key(code: Code, x: Value) -> Value:
     """Integers in the order of the values: -0 equal to 0, NaN above all."""
     if not x.is_float:
         return x

@@ -1,10 +1,12 @@
 """The tactics of every op that is neither a contraction nor attention."""
 from ingot.kernels.tactic import Tactic
 from ingot.kernels.x86.along import ArgBest, Hardmax, Norm, Running, TopK
+from ingot.kernels.x86.boxes import SelectBoxes
 from ingot.kernels.x86.channels import LocalResponse
 from ingot.kernels.x86.einsum import Einsum
 from ingot.kernels.x86.fill import Fill, Nothing, Sizes, Triangle
 from ingot.kernels.x86.gather import Gather, GatherElements, GatherND, OneHot, Scatter
+from ingot.kernels.x86.learned import PairwiseCoupling, Trees
 from ingot.kernels.x86.linear_attention import LinearAttention
 from ingot.kernels.x86.movement import ConstantPad, Copies
 from ingot.kernels.x86.normalisation import GroupStatistics, RowNormalization
@@ -47,6 +49,9 @@ GENERAL: tuple[Tactic, ...] = (
     LinearAttention(),
     GridSample(),
     RoiAlign(),
+    SelectBoxes(),
+    Trees(),
+    PairwiseCoupling(),
     Fill(),
     Triangle(),
     Nothing(),
