@@ -15,7 +15,7 @@ import numpy as np
 
 from ingot.engine import Engine, Variant, make_variant
 from ingot.errors import CandidateError, InputError, ModelError, UnsupportedError
-from ingot.graph import Call, Flow, Graph, GraphBuilder, Part, Symbol
+from ingot.graph import Call, Flow, Graph, GraphBuilder, Part, Symbol, type_of
 from ingot.lower import lower
 from ingot.ops import infer
 from ingot.ops.flow import (
@@ -39,7 +39,10 @@ from ingot.target import Target
 
 LARGEST = 1 << 36       # bytes of arena that a part may grow to
 _SIZES = 1024           # sets of sizes that are remembered
-_COMPILED = 32          # forms in which one call is compiled; with more it is left to the reference
+_COMPILED = 32          # forms of one call that stay compiled; the one unused longest goes
+_AT_ONCE = 8            # forms of one call that are compiled when first met; later ones when they come again
+_MET = 1024             # forms met once that are remembered
+_RENAMES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})    # they leave every byte in place
 
 
 class Runner(Protocol):
@@ -59,7 +62,8 @@ Open = Callable[[Engine], Runner]
 class _Late:
     """What one call has been compiled to so far, by its operands' types and attributes."""
 
-    forms: dict[object, Runner | None] = field(default_factory=dict)
+    forms: dict[object, Runner | None] = field(default_factory=dict)        # the one used last comes last
+    met: set[object] = field(default_factory=set)                           # forms that came once, and ran elsewhere
     reference: Any = None       # its evaluator
 
 
@@ -165,13 +169,32 @@ class Driver:
         return with_evaluator(late.reference, call, given)
 
     def _compiled(self, call: Call, late: _Late, given: Sequence[np.ndarray | None]) -> Sequence[Value]:
-        """A late call: compiled for these attributes and types, unless it has been already."""
+        """A late call: compiled for these attributes and types, unless it has been already.
+
+        Compiling takes tens of milliseconds: a call that always comes in new forms is compiled in its first few, and
+        then left to the reference, but for forms that come again.
+        """
         node, arrays = specialised(call, given)
+        if node.op in _RENAMES and (x := arrays[0]) is not None and x.size:
+            try:
+                (t,) = infer(node, tuple(None if a is None else type_of(a) for a in arrays))
+                return [np.array(x).reshape([int(str(d)) for d in t.shape])]
+            except (ModelError, UnsupportedError):
+                pass            # the reference says what is wrong
         key = tuple(sorted((k, repr(v)) for k, v in node.attrs.items())), tuple(
             None if a is None else (a.dtype.str, a.dtype.name, a.shape) for a in arrays)
         with self._lock:
-            if key not in late.forms and len(late.forms) < _COMPILED:
+            if key in late.forms:
+                late.forms[key] = late.forms.pop(key)
+            elif len(late.forms) < _AT_ONCE or key in late.met:
+                late.met.discard(key)
+                if len(late.forms) >= _COMPILED:
+                    del late.forms[next(iter(late.forms))]
                 late.forms[key] = self._form(replace(call, node=node), arrays)
+            else:
+                if len(late.met) >= _MET:
+                    late.met.clear()
+                late.met.add(key)
             runner = late.forms.get(key)
         if runner is None:
             self.referenced.add(call.op)
