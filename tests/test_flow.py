@@ -20,6 +20,7 @@ from ingot.frontend import read
 from ingot.graph import Flow
 from ingot.ops.flow import reference_flow
 from ingot.ops.selection import non_max_suppression
+from ingot.runtime.flow import Driver
 
 pytestmark = pytest.mark.cpu
 F, I64, B = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -307,3 +308,29 @@ def test_a_module_that_selects_by_data_is_built_and_verified():
     x = _rows(9, 4)
     (got,) = ingot.Session(engine).run(x).values()
     np.testing.assert_allclose(got, module(torch.from_numpy(x)).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_call_that_always_comes_in_new_forms_is_not_compiled_each_time(monkeypatch: pytest.MonkeyPatch):
+    """Compiling takes tens of milliseconds: the first few forms, and later ones once they come again."""
+    model = _model([_node("TopK", "x k", "v i"), _node("Exp", "v", "y")], {"x": (F, ["N", 64]), "k": (I64, [1])}, ["y"])
+    session = ingot.Session(ingot.build(model, options=BuildOptions(tune=False, verify=False)))
+    compiled: list[int] = []
+    form = Driver._form
+    monkeypatch.setattr(Driver, "_form", lambda self, call, arrays: compiled.append(1) or form(self, call, arrays))
+    x = RNG.standard_normal((3, 64)).astype(np.float32)
+    for k in (*range(1, 41), *[40] * 3, *range(1, 6)):
+        got = session.run({"x": x, "k": np.array([k])})["y"]
+        np.testing.assert_allclose(got, np.exp(-np.sort(-x, axis=1)[:, :k]), rtol=1e-5)
+    assert 0 < len(compiled) <= 9           # eight at once, and the one that came again
+
+
+def test_a_shape_from_the_data_needs_no_kernel(monkeypatch: pytest.MonkeyPatch):
+    model = _model([_node("Reshape", "x shape", "y")], {"x": (F, ["N", 8]), "shape": (I64, [2])}, ["y"])
+    session = ingot.Session(ingot.build(model, options=BuildOptions(tune=False, verify=False)))
+    monkeypatch.setattr(Driver, "_form", lambda *given: pytest.fail("it is compiled"))
+    x = RNG.standard_normal((3, 8)).astype(np.float32)
+    for shape in ([4, 6], [-1, 3], [0, 8], [24, 1]):
+        got = session.run({"x": x, "shape": np.array(shape)})["y"]
+        np.testing.assert_array_equal(got, x.reshape([3, 8] if shape[0] == 0 else shape))
+        assert not np.shares_memory(got, x)
+    assert session.referenced == ()
