@@ -1,7 +1,7 @@
 """The integer weights of sites: smoothed, ranged, rounded, and what they add on the mean. Plans share them: made once.
 
 Products can move the error of each rounded row of the depth into the rows after it, as the second moments of their
-inputs say (GPTQ, Frantar et al. 2023): what a column loses is then a third of what rounding to nearest loses.
+inputs say (GPTQ, Frantar et al. 2023), which loses less than rounding each to nearest.
 """
 from __future__ import annotations
 
