@@ -6,8 +6,8 @@ Per cell two engines are built in a process of their own (with the Triton of `--
 the precision named, calibrated on seeded samples other than those it is measured on. There every kernel of short
 numbers is run on values that use its types and held against the reference: integers in f32 arithmetic, bit by bit; fp8
 against f64. Then both engines replay as CUDA graphs on device tensors in alternating blocks, beside eager PyTorch in
-f32 where the cell is named in `gpu_peers.WIDE`. Accuracy is the cosine to PyTorch in f32, and the share of items with the same
-largest logit, on fresh samples. Networks have random weights (no downloads): what is shown is what numbers lose.
+f32 where the cell is named in `gpu_peers.WIDE`. Accuracy is the cosine to PyTorch in f32, and the share of items with
+the same largest logit, on fresh samples. Networks have random weights: what is shown is what short numbers lose.
 Writes OUT.json and OUT.md after each cell.
 """
 from __future__ import annotations
