@@ -13,6 +13,8 @@ from ingot.errors import CandidateError
 from ingot.graph import F8E4M3, F16, F32, I8, I32, DType, TensorType
 from ingot.kernels import TACTICS, Operand, Site, Step
 from ingot.kernels.cuda import CudaKernel
+from ingot.kernels.reference import run_site, run_wide
+from ingot.tune.sample import difference, rounds_to_integers
 
 
 def _number(*shape: int) -> Operand:
@@ -135,6 +137,14 @@ def test_they_compile(name: str) -> None:
             assert all(x.cubin[:4] == b"\x7fELF" for x in kernel.launches)
             made += 1
     assert made
+
+
+@pytest.mark.parametrize("name", list(FORMS))
+def test_the_judge_computes_in_f64(name: str) -> None:
+    site = FORMS[name]
+    given = arrays(site)
+    plain, wide = run_site(site, given)[0], run_wide(site, given)[0]
+    assert difference(plain, wide.astype(plain.dtype), 2e-3, quantum=rounds_to_integers(site)) is None
 
 
 def test_what_has_a_zero_point_is_declined() -> None:

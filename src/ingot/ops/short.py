@@ -28,8 +28,10 @@ def _short_matmul(types: Types, attrs: Attrs, outputs: int) -> tuple[TensorType,
 
 
 def _product(arrays: Arrays, attrs: Attrs) -> list[np.ndarray]:
-    a, b = (np.asarray(x, np.float32) for x in arrays)
-    return [np.matmul(a, b)]
+    first = arrays[0]
+    wide = np.float64 if first is not None and first.dtype == F8E4M3.numpy else np.float32
+    a, b = (np.asarray(x, wide) for x in arrays)
+    return [np.matmul(a, b).astype(np.float32)]
 
 
 declare(Op("ShortMatMul", "product of bf16 or of f8e4m3, summed and left in f32", ("a", "b"), _short_matmul,
