@@ -147,6 +147,22 @@ def test_the_judge_computes_in_f64(name: str) -> None:
     assert difference(plain, wide.astype(plain.dtype), 2e-3, quantum=rounds_to_integers(site)) is None
 
 
+def test_numbers_of_f8_may_be_rounded_otherwise_and_no_more() -> None:
+    wanted = (np.random.default_rng(0).standard_normal(4096) * 60).astype(np.float32)
+
+    def told(moved: np.ndarray) -> str | None:
+        return difference(moved.astype(F8E4M3.numpy), wanted.astype(F8E4M3.numpy), 1e-3, quantum=True)
+
+    assert told(wanted) is None
+    assert told(wanted + 0.01) is None                  # near zero that is many steps, and no error
+    assert told(wanted * 1.02) is not None              # too many fall to the neighbour
+    jumped = wanted.copy()
+    jumped[np.abs(jumped).argmax()] *= 0.8
+    assert told(jumped) is not None
+    jumped[0] = np.nan
+    assert told(jumped) is not None
+
+
 def test_what_has_a_zero_point_is_declined() -> None:
     site = FORMS["i8 product"]
     zero = Operand(TensorType(I8, ()), constant=True)
