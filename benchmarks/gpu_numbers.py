@@ -45,7 +45,7 @@ from ingot.runtime.cuda.driver import cuda_driver
 from ingot.runtime.cuda.open import open_cuda
 from ingot.tune import Tuning
 from ingot.tune.choice import tactic_named
-from ingot.tune.sample import opt_sizes, sample_inputs, wide_tolerance
+from ingot.tune.sample import opt_sizes, sample_inputs, wide_tolerance, widened
 
 SUMS = frozenset({"MatMulInteger", "ConvInteger", "ShortMatMul"})
 SAMPLES = 64            # to calibrate on, at least
@@ -78,7 +78,7 @@ def checked(engine: Engine, tuning: Tuning) -> list[dict[str, object]]:
 def compared(site: Site, given: list[np.ndarray], made: np.ndarray, sizes: Mapping[str, int]) -> dict[str, object]:
     """How a kernel's result lies to the reference: elements that differ, the largest difference over the scale."""
     whole = site.op != "ShortMatMul"
-    wanted = (run_site if whole else run_wide)(site, given, sizes)[0]
+    wanted = (run_site(site, given, sizes) if whole else run_wide(widened(site), given, sizes))[0]
     a, b = made.astype(np.float64), wanted.astype(np.float64)
     told: dict[str, object] = {"elements": int(a.size), "differ": int((a != b).sum()),
                                "apart": float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)),

@@ -14,7 +14,7 @@ from ingot.graph import F8E4M3, F16, F32, I8, I32, DType, TensorType
 from ingot.kernels import TACTICS, Operand, Site, Step
 from ingot.kernels.cuda import CudaKernel
 from ingot.kernels.reference import run_site, run_wide
-from ingot.tune.sample import difference, rounds_to_integers
+from ingot.tune.sample import difference, rounds_to_integers, widened
 
 
 def _number(*shape: int) -> Operand:
@@ -143,7 +143,7 @@ def test_they_compile(name: str) -> None:
 def test_the_judge_computes_in_f64(name: str) -> None:
     site = FORMS[name]
     given = arrays(site)
-    plain, wide = run_site(site, given)[0], run_wide(site, given)[0]
+    plain, wide = run_site(site, given)[0], run_wide(widened(site), given)[0]
     assert difference(plain, wide.astype(plain.dtype), 2e-3, quantum=rounds_to_integers(site)) is None
 
 

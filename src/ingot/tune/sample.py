@@ -5,11 +5,12 @@ import math
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
 from ingot.graph import F8E4M3, I8, DType, TensorType, evaluate
-from ingot.kernels import Operand, Site
+from ingot.kernels import Operand, Site, Step
 from ingot.ops import OPS
 from ingot.ops.quantisation import LARGEST_E4M3
 
@@ -123,6 +124,19 @@ def tolerance(site: Site, sizes: Mapping[str, int]) -> float:
     dtypes: list[DType] = [o.type.dtype for o in (*site.inputs, *site.outputs)]
     unit = max((UNIT[d.name] for d in dtypes if d.name in UNIT), default=0.0)
     return _LAMBDA * unit * math.sqrt(sum_length(site, sizes))
+
+
+def widened(site: Site) -> Site:
+    """The site with a Cast to f64 after every step that leaves f32 whatever it reads: what the right answer is of."""
+    steps: list[Step] = []
+    place: dict[int, int] = {}
+    for k, step in enumerate(site.steps):
+        inputs = tuple(i if i is None or i >= 0 else ~place[~i] for i in step.inputs)
+        steps.append(replace(step, inputs=inputs))
+        if step.op in ("ShortMatMul", "Dequantize"):
+            steps.append(Step("Cast", (~(len(steps) - 1),), (("to", "f64"),), step.types))
+        place[k] = len(steps) - 1
+    return replace(site, steps=tuple(steps))
 
 
 def wide_tolerance(site: Site, sizes: Mapping[str, int], *, tf32: bool = False) -> float:

@@ -29,6 +29,7 @@ from ingot.tune.sample import (
     small_sizes,
     tolerance,
     wide_tolerance,
+    widened,
 )
 
 _LOG = logging.getLogger("ingot")
@@ -123,7 +124,8 @@ class SiteRace:
         """The reference's outputs at these sizes; computed once."""
         key = tuple(sizes.items())
         if key not in self._wanted:
-            made = (run_wide if self._wide else run_site)(self.site, self._given(sizes), sizes)
+            given = self._given(sizes)
+            made = run_wide(widened(self.site), given, sizes) if self._wide else run_site(self.site, given, sizes)
             self._wanted[key] = [_ordered(a, o) for a, o in zip(made, self.site.outputs, strict=True)]
         return self._wanted[key]
 

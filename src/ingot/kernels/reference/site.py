@@ -11,7 +11,6 @@ from ingot.graph import Node
 from ingot.kernels.tactic import Site, Step
 from ingot.ops.reference import evaluate
 
-_F32 = np.dtype(np.float32)
 _FLOATS = ("f16", "bf16", "f32", "f64")
 
 
@@ -25,18 +24,12 @@ def run_wide(site: Site, arrays: Sequence[np.ndarray | None],
     wide = [a.astype(np.float64) if a is not None and (a.dtype.kind == "f" or a.dtype.name == "bfloat16") else a
             for a in arrays]
     with np.errstate(all="ignore"):
-        return _run(replace(site, steps=tuple(map(step, site.steps))), wide, bindings, np.dtype(np.float64))
+        return run_site(replace(site, steps=tuple(map(step, site.steps))), wide, bindings)
 
 
 def run_site(site: Site, arrays: Sequence[np.ndarray | None],
              bindings: Mapping[str, int] | None = None) -> list[np.ndarray]:
     """The outputs of a site for logical (plain, dense) arrays of its inputs, at sizes of its symbols."""
-    return _run(site, arrays, bindings)
-
-
-def _run(site: Site, arrays: Sequence[np.ndarray | None], bindings: Mapping[str, int] | None,
-         reals: np.dtype = _F32) -> list[np.ndarray]:
-    """Step by step; what an op leaves in f32 whatever it reads goes on as `reals`."""
     results: list[np.ndarray] = []
     last: list[np.ndarray] = []
     for number, step in enumerate(site.steps):
@@ -46,6 +39,5 @@ def _run(site: Site, arrays: Sequence[np.ndarray | None], bindings: Mapping[str,
         given = [None if i is None else arrays[i] if i >= 0 else results[~i] for i in step.inputs]
         made = evaluate(node, given, dict(bindings or {}))
         last = [np.asarray(a) for k, a in enumerate(made) if k not in step.absent]
-        last = [a.astype(reals) if a.dtype == _F32 and reals != _F32 else a for a in last]
         results.append(last[0])
     return last
