@@ -1,6 +1,7 @@
 """Which requests run together, and when: pure decisions; and padding, end to end."""
 import asyncio
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -166,6 +167,18 @@ def test_measuring_a_curve_stops_at_its_budget():
     taken = []
     found = measured(lambda n, length: taken.append((n, length)), (1, 2, 4), (0,), budget=0.0)
     assert [n for n, _ in found.points[0]] == [1, 2]
+
+
+def test_a_machine_that_is_slow_for_a_while_makes_no_one_shape_look_dear(monkeypatch):
+    """Each run takes a second a row; the first six runs of all take four times as long."""
+    clock, runs = [0.0], []
+    monkeypatch.setattr("ingot.serve.cost.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def run(n, length):
+        runs.append(n)
+        clock[0] += 0.001 * n * (4 if len(runs) <= 6 else 1)
+    found = measured(run, (1, 2, 4), (0,))
+    assert [(n, round(s, 6)) for n, s in found.points[0]] == [(1, 0.001), (2, 0.002), (4, 0.004)]
 
 
 def test_a_configuration_says_what_is_wrong_with_it(tmp_path):

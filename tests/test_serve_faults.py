@@ -144,6 +144,28 @@ def test_a_hanging_worker_is_replaced_and_its_request_run_again(server):
     assert model_of(server, "slow")["workers"][0]["pid"] != worker
 
 
+def test_the_spare_takes_the_place_of_a_worker_that_dies(server):
+    until = time.time() + 30
+    while not (before := model_of(server, "double")["workers"][0])["spare"]:
+        assert time.time() < until
+        time.sleep(0.1)
+    os.kill(before["pid"], signal.SIGKILL)
+    while (worker := model_of(server, "double")["workers"][0])["pid"] in (0, before["pid"]):
+        assert time.time() < until
+        time.sleep(0.02)
+    assert worker["pid"] == before["spare"]
+    assert post(server, "/v2/models/double/infer", double())[0] == 200
+    before = worker
+    while not (spare := model_of(server, "double")["workers"][0]["spare"]):
+        assert time.time() < until
+        time.sleep(0.1)
+    os.kill(spare, signal.SIGKILL)          # a spare that is dead already is not taken
+    time.sleep(0.2)
+    os.kill(before["pid"], signal.SIGKILL)
+    assert post(server, "/v2/models/double/infer", double())[0] == 200
+    assert model_of(server, "double")["workers"][0]["pid"] not in (spare, before["pid"])
+
+
 def test_a_full_queue_refuses_and_deadlines_hold(server):
     codes = []
     begin = time.time()

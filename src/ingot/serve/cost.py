@@ -99,25 +99,24 @@ def measured(run: Callable[[int, int], object], rows: Iterable[int], lengths: It
              budget: float = BUDGET) -> CostCurve:
     """The cost curve of `run(rows, length)`, which runs once at that shape.
 
-    Small shapes come first; what the budget (seconds) does not reach is left to the line through what it did.
+    Small shapes come first; what the budget (seconds) does not reach is left to the line through what it did. The
+    rounds go over all the shapes in turn: a machine whose speed wavers for a second does not make one shape look dear.
     """
-    begin = time.perf_counter()
-    found: dict[int, list[tuple[int, float]]] = {}
-    for length in sorted(lengths):
-        for n in sorted(rows):
-            line = found.setdefault(length, [])
-            if time.perf_counter() - begin > budget and len(line) >= 2:
-                break
-            run(n, length)                          # binds the shape, warms the memory
-            least = float("inf")
-            for _ in range(ROUNDS):
+    until = time.perf_counter() + budget
+    found: dict[int, dict[int, float]] = {}
+    for round_ in range(ROUNDS):
+        for length in sorted(lengths):
+            line = found.setdefault(length, {})
+            for n in sorted(rows):
+                if time.perf_counter() > until and (round_ or len(line) >= 2):
+                    break
+                if round_ and (n not in line or line[n] * ROUNDS > budget / 8):
+                    continue
+                run(n, length)                      # binds the shape, warms the memory
                 start = time.perf_counter()
                 run(n, length)
-                least = min(least, time.perf_counter() - start)
-                if least * ROUNDS > budget / 8:
-                    break
-            line.append((n, max(least, 1e-9)))
-    return CostCurve({k: tuple(v) for k, v in found.items()}, origin)
+                line[n] = min(line.get(n, float("inf")), max(time.perf_counter() - start, 1e-9))
+    return CostCurve({k: tuple(v.items()) for k, v in found.items()}, origin)
 
 
 def read_curve(path: Path) -> CostCurve | None:

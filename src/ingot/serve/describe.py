@@ -155,7 +155,6 @@ def cost_of(session: Session | CudaSession, engine: Engine, description: Descrip
     def run(n: int, length: int) -> object:
         at = (n, length)
         if at not in feeds:
-            feeds.clear()
             told = {**sizes, **({description.batch: n} if description.batch else {}),
                     **({padded: length} if padded else {})}
             feeds[at] = random_feeds(engine.graph, told, 0)

@@ -21,6 +21,7 @@ _LOG = logging.getLogger("ingot.serve")
 MESSAGE = 1 << 20
 LIVED = 2.0             # seconds after which a death is no longer taken for a failed start
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
+SPARE_AFTER = 2.0       # seconds after a worker is ready that its spare is started
 
 
 @dataclass
@@ -39,7 +40,8 @@ class Instance:
 
     `loaded(reply)` is called with its first message, `done(instance, running, reply)` with each result, and
     `lost(instance, batches it had, why)` when it died; then it starts again by itself until `stop`. It may have two
-    batches, in a memory each: one runs, the other follows without a word from the server.
+    batches, in a memory each: one runs, the other follows without a word from the server. Beside it a spare process
+    waits that has imported everything and loaded nothing: a worker that dies is back as soon as the engine is loaded.
     """
 
     def __init__(self, name: str, told: Mapping[str, Any], loaded: Callable[[Instance, Mapping[str, Any]], None],
@@ -62,11 +64,17 @@ class Instance:
         self._socket: socket.socket | None = None
         self._buffer = bytearray(MESSAGE)
         self._timer: asyncio.TimerHandle | None = None
+        self._spare: tuple[subprocess.Popen[bytes], socket.socket] | None = None
 
     @property
     def pid(self) -> int:
         """The worker's process id; 0 while there is none."""
         return self._process.pid if self._process else 0
+
+    @property
+    def spare(self) -> int:
+        """The process id of what waits to take the worker's place; 0 while there is none."""
+        return self._spare[0].pid if self._spare else 0
 
     @property
     def idle(self) -> bool:
@@ -84,21 +92,36 @@ class Instance:
         return self._memories[self.running is not None and self.running.memory is self._memories[0]]
 
     def start(self) -> None:
-        """Start the process."""
+        """Start the process, or take the spare one."""
+        self._began = time.perf_counter()
+        self.starts += 1
+        spare, self._spare = self._spare, None
+        if spare and spare[0].poll() is not None:
+            spare[1].close()
+            spare = None
+        self._process, self._socket = spare or self._spawned()
+        try:
+            self._socket.send(orjson.dumps({**self._told, "known": self._known}))
+        except OSError as error:        # a spare that dies this moment: the end of its socket is read below
+            _LOG.warning("worker was not told", extra={"instance": self.name, "why": str(error)})
+        self._loop.add_reader(self._socket.fileno(), self._readable)
+
+    def _spawned(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        """A process that waits to be told what to load, and our end of its socket."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE)
         ours.setblocking(False)
         places = [m.descriptor for m in self._memories]
         command = [sys.executable, "-m", "ingot.serve.worker", str(theirs.fileno()), *map(str, places)]
-        self._began = time.perf_counter()
-        self.starts += 1
-        self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(), *places),
-                                         stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(command, pass_fds=(theirs.fileno(), *places), stdin=subprocess.DEVNULL)
         theirs.close()
-        self._socket = ours
-        ours.send(orjson.dumps({**self._told, "known": self._known}))
-        self._loop.add_reader(ours.fileno(), self._readable)
+        return process, ours
+
+    def _prepare(self) -> None:
+        """Start the spare."""
+        if self._spare is None and self.ready:
+            self._spare = self._spawned()
 
     def run(self, batch: Batch, message: Mapping[str, Any], limit: float) -> None:
         """Hand over a batch whose inputs lie in `memory`: to be run at once, or when the one that runs is done."""
@@ -171,6 +194,7 @@ class Instance:
             _LOG.info("worker ready", extra={"instance": self.name, "pid": self.pid,
                                              "seconds": time.perf_counter() - self._began})
             self._loaded(self, reply)
+            self._loop.call_later(SPARE_AFTER, self._prepare)
 
     def _died(self) -> None:
         code = self._end()
@@ -207,5 +231,10 @@ class Instance:
         if self._timer:
             self._timer.cancel()
         self._end()
+        if self._spare:
+            process, ours = self._spare
+            ours.close()
+            process.kill()
+            process.wait()
         for memory in self._memories:
             memory.close()

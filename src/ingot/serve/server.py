@@ -192,8 +192,8 @@ class Server:
                 "tuned": model.tuned,
                 "stages": {name: h.total / h.count if h.count else 0.0 for name, h in stats.stages.items()},
                 "facts": dict(model.description.facts) if model.description else {},
-                "workers": [{"pid": i.pid, "ready": i.ready, "starts": i.starts, "memory": memory_of(i.pid)}
-                            for i in model.instances]})
+                "workers": [{"pid": i.pid, "ready": i.ready, "starts": i.starts, "spare": i.spare,
+                             "memory": memory_of(i.pid)} for i in model.instances]})
         return {"server": self.metadata(), "uptime": time.time() - self._began, "ready": self.ready, "models": rows,
                 "index": self.repository.index()}
 

@@ -175,7 +175,10 @@ def main() -> int:
         signal.signal(ignored, signal.SIG_IGN)
     channel = socket.socket(fileno=int(sys.argv[1]))
     memories = tuple(Shared(int(place)) for place in sys.argv[2:])
-    told = orjson.loads(channel.recv(MESSAGE))
+    first = channel.recv(MESSAGE)       # a spare waits here
+    if not first:
+        return 0
+    told = orjson.loads(first)
     worker = Worker(channel, memories)
     try:
         _settle(told)
