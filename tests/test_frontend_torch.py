@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import ingot
-from ingot.errors import InputError, ModelError, VerifyError
+from ingot.errors import InputError, ModelError, UnsupportedError, VerifyError
 from ingot.frontend import source_from
 from ingot.verify import Verdict, accept
 
@@ -122,6 +122,24 @@ def test_a_branch_that_makes_no_difference_is_told_and_not_grave():
     verdict = Verdict.from_json(ingot.build(Kept(), torch.ones(2, 3), FAST).verdict)
     assert verdict.passed
     assert not any("frozen branch" in n for n in verdict.notes)
+
+
+@pytest.mark.parametrize("alarm", ["frozen branch", "frozen value"])
+def test_a_number_that_tracing_took_from_data_is_named_with_its_line(monkeypatch, alarm):
+    from ingot.frontend.torch import module as at
+
+    class Scaled(nn.Module):
+        def forward(self, x):
+            return x * float(x.max()) if alarm == "frozen branch" else x * int(x.abs().max() >= 0)  # False only for NaN
+
+    def refuse(*arguments, **more):
+        raise UnsupportedError("taken away, so that the tracing exporter's result is judged")
+
+    monkeypatch.setattr(at, "exported", refuse)
+    with pytest.raises(VerifyError) as error:
+        ingot.build(Scaled(), torch.ones(2, 3), FAST)
+    assert alarm in str(error.value) and "return x * float(x.max())" in error.value.where
+    assert "torch.where" in error.value.mend
 
 
 def test_when_one_exporter_is_wrong_the_other_is_taken_and_the_report_says_so(monkeypatch):
