@@ -24,6 +24,11 @@ class IngotError(Exception):
         super().__init__("\n".join(lines))
 
 
+def in_one_line(error: Exception) -> str:
+    """What an error says, and why, for a line of a report."""
+    return "; ".join((error.what, *error.why)) if isinstance(error, IngotError) else str(error)
+
+
 class ModelError(IngotError):
     """The model breaks its own rules."""
 

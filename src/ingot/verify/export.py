@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from ingot.errors import IngotError, InputError, ModelError, UnsupportedError, VerifyError
+from ingot.errors import IngotError, InputError, ModelError, UnsupportedError, VerifyError, in_one_line
 from ingot.frontend import read
 from ingot.frontend.source import Alarm, Export, Source
 from ingot.graph import Flow, Graph
@@ -80,7 +80,7 @@ class _Read:
         try:
             return {k: np.asarray(v) for k, v in reference_flow(self.flow, dict(feeds)).items()}
         except (ModelError, ValueError, ArithmeticError, LookupError) as error:
-            raise InputError(f"the reference cannot compute it: {error}",
+            raise InputError(f"the reference cannot compute it: {in_one_line(error)}",
                              mend="give inputs it is defined for") from None
 
 

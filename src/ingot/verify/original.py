@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ingot.errors import InputError, UnsupportedError
+from ingot.errors import InputError, ModelError, UnsupportedError, in_one_line
 from ingot.graph import Graph
 from ingot.ops.flow import meaning
 
@@ -31,9 +31,10 @@ def reference_original(graph: Graph) -> Original:
     def run(feeds: Mapping[str, np.ndarray]) -> Outputs:
         try:
             return meaning(graph, feeds)
-        except (ValueError, ArithmeticError, LookupError) as error:
-            raise InputError(f"the reference evaluator cannot compute it: {error}", where="the original to verify "
-                             "against", mend="give inputs the ops are defined for") from None
+        except (ModelError, ValueError, ArithmeticError, LookupError) as error:
+            raise InputError(f"the reference evaluator cannot compute it: {in_one_line(error)}",
+                             where="the original to verify against",
+                             mend="give inputs the ops are defined for") from None
 
     name = f"onnx.reference {importlib.metadata.version('onnx')}"
     return Original(name, run, graph if isinstance(graph, Graph) else None)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from ingot.errors import InputError, VerifyError
+from ingot.errors import InputError, ModelError, VerifyError, in_one_line
 from ingot.graph import Expr, Graph, data_symbol
 from ingot.ops.reference import bindings_from, run_graph
 from ingot.verify.original import Original
@@ -254,17 +254,17 @@ def verify(run: Run, original: Original, graph: Graph, *, engine: str = "engine"
                 refused.append(error)
                 skipped.append(f"{probe.name}: {error.what}")
                 continue
-            except (ValueError, ArithmeticError, LookupError) as error:
+            except (ModelError, ValueError, ArithmeticError, LookupError) as error:
                 if needed:
                     raise
-                skipped.append(f"{probe.name}: the original ends with {type(error).__name__}: {error}")
+                skipped.append(f"{probe.name}: the original ends with {type(error).__name__}: {in_one_line(error)}")
                 continue
             try:
                 got = run(probe.feeds)
-            except (ValueError, ArithmeticError, LookupError) as error:     # an op on the reference path
+            except (ModelError, ValueError, ArithmeticError, LookupError) as error:     # an op on the reference path
                 if needed:
                     raise
-                skipped.append(f"{probe.name}: a node on the reference path cannot compute it: {error}")
+                skipped.append(f"{probe.name}: a node on the reference path cannot compute it: {in_one_line(error)}")
                 continue
             judged = _judge(graph, probe, got, wanted, spreading, short, rounded)
             if integers and any(not c.passed and c.pattern for c in judged):
