@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ingot.compiler.options import BuildOptions
-from ingot.compiler.precision import Plan, SiteTime, site_times
+from ingot.compiler.precision import Plan, SiteTime, mean_cosines, site_times
 from ingot.compiler.running import Feeds, watching
 from ingot.compiler.sensitivity import read_plan
 from ingot.errors import InputError, UnsupportedError
@@ -107,16 +107,7 @@ def _raced(base: Graph, sites: Sequence[QuantSite], calibration: Calibration, ma
 
 def cosines(base: Graph, run: Callable[[Feeds], Mapping[str, np.ndarray]], data: Sequence[Feeds]) -> dict[str, float]:
     """The mean cosine of an engine's outputs to those of the model in f32, item by item; on the CPU."""
-    wanted = watching(base, host_target(), base.outputs)
-    found: dict[str, list[float]] = {name: [] for name in base.outputs}
-    for feeds in data:
-        a, b = wanted(feeds), run(feeds)
-        for name in base.outputs:
-            x, y = (np.atleast_1d(np.asarray(v[name], np.float64)) for v in (a, b))
-            x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
-            norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-            found[name] += list((x * y).sum(1) / np.maximum(norms, 1e-30))
-    return {name: float(np.mean(values)) for name, values in found.items() if values}
+    return mean_cosines(base.outputs, watching(base, host_target(), base.outputs), run, data)
 
 
 def usual_feeds(graph: Graph, seed: int) -> Feeds:

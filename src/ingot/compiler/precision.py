@@ -35,6 +35,7 @@ from ingot.verify import random_feeds
 
 _LOG = logging.getLogger("ingot")
 Tuner = Callable[[Program], Tuning]
+Run = Callable[[Feeds], Mapping[str, np.ndarray]]
 FLOATS = frozenset({"f32", "f16", "bf16", "tf32"})      # what a CPU builds in floats
 _CONVERSIONS = frozenset({"Quantize", "Dequantize", "Mul", "Cast", "Reorder", "ReduceMax", "Abs", "Max", "Reciprocal"})
 _MAIN = frozenset({"MatMul", "Conv", "MatMulInteger", "ConvInteger", "MatMulGroups", "ShortMatMul"})
@@ -185,16 +186,21 @@ def _weights_plan(graph: Graph, target: Target, options: BuildOptions, given: An
 def closeness(graph: Graph, other: Graph, target: Target, data: Sequence[Feeds]) -> dict[str, float]:
     """The mean cosine between the outputs of two graphs, item by item, on the data."""
     base, changed = (simplified(g, target) for g in (graph, other))
-    runs = [watching(g, target, g.outputs) for g in (base, changed)]
-    found: dict[str, list[float]] = {name: [] for name in graph.outputs}
+    before, after = (watching(g, target, g.outputs) for g in (base, changed))
+    return mean_cosines(graph.outputs, before, after, data)
+
+
+def mean_cosines(names: Sequence[str], wanted: Run, found: Run, data: Sequence[Feeds]) -> dict[str, float]:
+    """The mean cosine between the outputs of two runs, item by item, on the data."""
+    taken: dict[str, list[float]] = {name: [] for name in names}
     for feeds in data:
-        a, b = (run(feeds) for run in runs)
-        for name in graph.outputs:
+        a, b = wanted(feeds), found(feeds)
+        for name in names:
             x, y = (np.atleast_1d(np.asarray(v[name], np.float64)) for v in (a, b))
             x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
             norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-            found[name] += list((x * y).sum(1) / np.maximum(norms, 1e-30))
-    return {name: float(np.mean(values)) for name, values in found.items() if values}
+            taken[name] += list((x * y).sum(1) / np.maximum(norms, 1e-30))
+    return {name: float(np.mean(values)) for name, values in taken.items() if values}
 
 
 def planned(graph: Graph, target: Target, calibration: Calibration, tuner: Tuner, *,
